@@ -1,0 +1,40 @@
+# Every target makes the environment it needs; all that a machine must have is Python >= 3.11 (and a C compiler for
+# the fast noise kernel; without one the same numbers come from numpy, slower).
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+WORKERS ?= 2
+TYPED = build/typed
+SOURCES = mfsde scenarios analysis tests setup.py
+
+.DEFAULT_GOAL = help
+.PHONY: help env test lint format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+env: $(STAMP)  ## create .venv with mfsde and everything the other targets need
+
+$(STAMP): pyproject.toml setup.py constraints.txt mfsde/_noise.c
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,bench]"
+	@touch $@
+
+test: $(STAMP)  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+# Static tools cannot follow the folder mapping of an editable install: they see a normal one.
+lint: $(STAMP)  ## ruff, and mypy --strict on the installed package
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	rm -rf build/lib* $(TYPED)
+	$(BIN)/python -m pip install -q --no-deps --target $(TYPED) .
+	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p mfsde
+
+format: $(STAMP)  ## let ruff rewrite the sources
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:  ## remove the environment and everything that was built
+	rm -rf $(VENV) build *.egg-info mfsde/*.so

@@ -1,0 +1,1 @@
+"""Analysis: datasets and laws in, datasets or numbers out. Nothing here simulates."""

@@ -1,0 +1,65 @@
+"""mfsde: McKean-Vlasov SDEs, their particle systems and their limits, from one definition.
+
+Names are loaded at first use, so that `import mfsde` and the command line's help do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "measure": ("Dirac", "EmpiricalMeasure", "Gaussian", "Law", "Mixture", "Uniform"),
+    "energy": ("Energy", "interaction", "potential"),
+    "network": ("Neuron", "risk"),
+    "model": ("MeanFieldLangevin", "decoupled"),
+    "noise": ("Noise", "Stream"),
+    "observables": ("Observable",),
+    "solver": ("BlowUp",),
+    "store": ("open_run",),
+    "run": ("resume", "simulate", "sweep"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+# The same names for readers and type checkers.
+if TYPE_CHECKING:
+    from .energy import Energy as Energy
+    from .energy import interaction as interaction
+    from .energy import potential as potential
+    from .measure import Dirac as Dirac
+    from .measure import EmpiricalMeasure as EmpiricalMeasure
+    from .measure import Gaussian as Gaussian
+    from .measure import Law as Law
+    from .measure import Mixture as Mixture
+    from .measure import Uniform as Uniform
+    from .model import MeanFieldLangevin as MeanFieldLangevin
+    from .model import decoupled as decoupled
+    from .network import Neuron as Neuron
+    from .network import risk as risk
+    from .noise import Noise as Noise
+    from .noise import Stream as Stream
+    from .observables import Observable as Observable
+    from .run import resume as resume
+    from .run import simulate as simulate
+    from .run import sweep as sweep
+    from .solver import BlowUp as BlowUp
+    from .store import open_run as open_run
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _HOME:
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if name in _HOMES or name in {"scenarios", "analysis"}:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'mfsde' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__"})

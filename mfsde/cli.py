@@ -1,0 +1,333 @@
+"""The command line: parses, calls, prints. Heavy imports happen inside the commands, so that --help is immediate."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+# Command-line options that are settings of `simulate`, with the type of their value.
+SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "particles": ("n_particles", int, "number of particles N"),
+    "replicas": ("n_replicas", int, "independent copies of the whole system"),
+    "horizon": ("horizon", float, "final time"),
+    "dt": ("dt", float, "step size"),
+    "seed": ("seed", int, "key of all randomness"),
+    "save-every": ("save_every", int, "steps between two saved frames"),
+    "keep-particles": ("keep_particles", int, "store the first k particles only (0: none)"),
+    "method": ("method", str, "euler, milstein, srk, heun, midpoint, euler_heun"),
+    "device": ("device", str, "cpu or cuda"),
+    "dtype": ("dtype", str, "float32 or float64"),
+    "substeps": ("substeps", int, "fine Brownian steps in one step"),
+    "checkpoint-every": ("checkpoint_every", int, "steps between two checkpoints (default: about 20 in a run)"),
+}
+# Annotations of fields that say how their text is read; other fields take any Python literal, or the text itself.
+PLAIN = {"int": int, "float": float, "str": str, "bool": bool}
+REQUIRED = ("n_particles", "horizon", "dt", "seed")
+CHECKPOINTS = 20
+
+EPILOG = """\
+A scenario is a built-in name (mfsde list) or path/to/file.py:ClassName. Its fields are set with --set name=value.
+Settings left out come from the scenario's suggested() and are printed.
+
+  mfsde run MeanFieldOU --set sigma=0.5 --particles 1000 --replicas 8 --horizon 4 --dt 0.01 --seed 0 --out ou.zarr
+  mfsde resume ou.zarr
+"""
+
+
+class UsageError(Exception):
+    """A request that the command line can refuse by itself."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        The exit code: 0, 1 after an error, 2 for wrong usage, 130 after Ctrl-C.
+
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except KeyboardInterrupt as stop:
+        told = str(stop) or "interrupted before the first step; nothing was stored"
+        print(f"mfsde: {_as_command(told)}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) went away; that is no error of ours.
+        sys.stderr.close()
+        return 1
+    except UsageError as problem:
+        print(f"mfsde: {problem}", file=sys.stderr)
+        return 2
+    except (ArithmeticError, AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError) as problem:
+        if options.traceback:
+            raise
+        print(f"mfsde: {type(problem).__name__}: {_as_command(str(problem))}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _as_command(message: str) -> str:
+    """The next move that a message names, as one types it on the command line."""
+    return re.sub(r"mfsde\.resume\('([^']*)'\)", r"mfsde resume \1", message).replace("overwrite=True", "--overwrite")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mfsde",
+        description="McKean-Vlasov SDEs and interacting particle systems.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mfsde {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _command(commands, "list", _list, "list the built-in scenarios")
+    _scenario(_command(commands, "info", _info, "show a scenario's equation, fields and suggested settings"))
+    run = _scenario(_command(commands, "run", _run, "simulate a scenario and store it"))
+    _settings(run)
+    run.add_argument("--out", metavar="STORE", required=True, help="folder of the run, for instance run.zarr")
+    run.add_argument("--overwrite", action="store_true", help="replace an existing run")
+    resume = _command(commands, "resume", _resume, "continue an interrupted run")
+    resume.add_argument("store", metavar="STORE", help="folder of the run")
+    sweep = _scenario(_command(commands, "sweep", _sweep, "run a scenario over a grid"))
+    _settings(sweep)
+    sweep.add_argument(
+        "--over",
+        action="append",
+        required=True,
+        metavar="NAME=V1,V2,...",
+        help="values of a field or of a setting (particles, dt, seed, ...); repeatable",
+    )
+    sweep.add_argument("--out", metavar="FOLDER", required=True, help="folder for the runs and for table.zarr")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Callable[..., None], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _scenario(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("scenario", metavar="SCENARIO", help="built-in name, or path/to/file.py:ClassName")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field of the scenario; repeatable"
+    )
+    return parser
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
+    for option, (name, kind, text) in SETTINGS.items():
+        parser.add_argument(f"--{option}", dest=name, type=kind, metavar=option.upper().split("-")[-1], help=text)
+    parser.add_argument(
+        "--observe",
+        action="append",
+        metavar="NAME",
+        help="record mean, covariance, energy, confinement, entropy or free_energy; repeatable",
+    )
+
+
+def _list(options: argparse.Namespace) -> None:
+    from .scenarios import BUILT_IN
+
+    width = max(map(len, BUILT_IN))
+    for name, (_, text) in BUILT_IN.items():
+        print(f"{name:<{width}}  {text}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    import dataclasses
+    import inspect
+
+    from .model import fields
+
+    scenario = _built(options)
+    print(inspect.getdoc(type(scenario)) or type(scenario).__name__)
+    print("\nfields (--set NAME=VALUE):")
+    for name, value in fields(scenario).items():
+        print(f"  {name} = {value!r}")
+    if any(not f.init for f in dataclasses.fields(scenario)):
+        print("  (fields that are computed cannot be set)")
+    present = [m for m in ("energy", "common_diffusion", "project", "period", "limit", "log_invariant", "observables")
+               if hasattr(type(scenario), m)]  # fmt: skip
+    print(f"\nalso defines: {', '.join(present) or 'nothing beyond the equation'}")
+    print("\nsuggested settings:")
+    for name, value in _suggested(scenario).items():
+        print(f"  {name} = {value!r}")
+
+
+def _run(options: argparse.Namespace) -> None:
+    from . import simulate
+
+    scenario = _built(options)
+    settings = _chosen(scenario, options)
+    if settings.get("checkpoint_every") is None and 0 < settings["dt"] <= settings["horizon"] < float("inf"):
+        settings["checkpoint_every"] = max(1, round(settings["horizon"] / settings["dt"] / CHECKPOINTS))
+    run = simulate(scenario, store=options.out, overwrite=options.overwrite, progress=True, **settings)
+    _report(run, options.out)
+
+
+def _resume(options: argparse.Namespace) -> None:
+    from . import resume
+
+    _report(resume(options.store, progress=True), options.store)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from . import sweep
+
+    scenario = _built(options)
+    over = _axes(scenario, options.over)
+    twice = [name for name in over if getattr(options, name, None) is not None]
+    twice += [name for name, _ in map(_assignment, options.set) if name in over]
+    if twice:
+        raise UsageError(f"{', '.join(twice)} is both swept and set; leave one out.")
+    settings = {k: v for k, v in _chosen(scenario, options, swept=over).items() if k not in over}
+    if not settings.get("observables") and not hasattr(scenario, "observables"):
+        raise UsageError("the table of this sweep would be empty; say what to record, for instance --observe mean.")
+    folder = Path(options.out)
+    table = sweep(scenario, over, reduce=_observables_only, store=folder, progress=True, **settings)
+    table.to_zarr(folder / "table.zarr", mode="w", zarr_format=3, consolidated=False)
+    print(table)
+    print(f"stored in {folder / 'table.zarr'}, one run each beside it")
+
+
+def _observables_only(run: xr.Dataset) -> xr.Dataset:
+    """Positions stay in the run's own store; the table holds what fits together for every N."""
+    return run.drop_dims("particle", errors="ignore")
+
+
+def _built(options: argparse.Namespace) -> Any:
+    """The scenario with its fields set."""
+    import dataclasses
+
+    from .provenance import load_class
+
+    if ":" in options.scenario:
+        cls = load_class(options.scenario)
+    else:
+        from . import scenarios
+
+        if options.scenario.endswith(".py"):
+            raise UsageError(f"{options.scenario} names no class; write {options.scenario}:ClassName.")
+        if options.scenario not in scenarios.BUILT_IN:
+            raise UsageError(
+                f"there is no built-in scenario {options.scenario!r}; expected one of "
+                f"{', '.join(scenarios.BUILT_IN)}, or path/to/file.py:ClassName."
+            )
+        cls = getattr(scenarios, options.scenario)
+    if not dataclasses.is_dataclass(cls):
+        raise UsageError(f"{options.scenario} is not a dataclass; put @dataclass(frozen=True) above its definition.")
+    known = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    return cls(**{name: _as_field(cls, known, name, text) for name, text in map(_assignment, options.set)})
+
+
+def _as_field(cls: type, known: dict[str, Any], name: str, text: str) -> Any:
+    """The text as a value of the type that the field's annotation names, if it is a plain one."""
+    if name not in known:
+        raise UsageError(f"{cls.__name__} has no field {name!r}; its fields are {', '.join(known) or 'none'}.")
+    annotation = known[name].type
+    kind = PLAIN.get(annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""), object)
+    value = text if kind is str else _literal(text)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, float, bool) and type(value) is not kind:
+        raise UsageError(f"--set {name}={text}: expected a {kind.__name__}, got {value!r}.")
+    return value
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise UsageError(f"--set {text}: expected FIELD=VALUE, for instance --set sigma=0.5.")
+    return name.strip(), value.strip()
+
+
+def _literal(text: str) -> Any:
+    """A number, tuple, True, None, ...; the text itself where it is none of these."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _axes(scenario: Any, texts: Sequence[str]) -> dict[str, list[Any]]:
+    """The swept names and their values."""
+    import dataclasses
+
+    known = {f.name: f for f in dataclasses.fields(scenario) if f.init}
+    axes: dict[str, list[Any]] = {}
+    for text in texts:
+        name, sign, values = text.partition("=")
+        if not sign or not values:
+            raise UsageError(f"--over {text}: expected NAME=V1,V2,..., for instance --over sigma=0.5,0.7,1.")
+        setting = SETTINGS.get(name.replace("_", "-"), (name,))[0]
+        if setting in axes:
+            raise UsageError(f"--over {name} is given twice; list all its values in one: --over {name}=V1,V2,...")
+        parts = values.split(",")
+        if setting in known:
+            axes[setting] = [_as_field(type(scenario), known, setting, part) for part in parts]
+        else:
+            axes[setting] = [_dtype(part) if setting == "dtype" else _literal(part) for part in parts]
+    return axes
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    if name not in ("float32", "float64"):
+        raise UsageError(f"--dtype {name}: expected float32 or float64.")
+    return getattr(torch, name)
+
+
+def _suggested(scenario: Any) -> dict[str, Any]:
+    return dict(scenario.suggested()) if hasattr(scenario, "suggested") else {}
+
+
+def _chosen(scenario: Any, options: argparse.Namespace, swept: Sequence[str] | dict[str, Any] = ()) -> dict[str, Any]:
+    """Settings of the call, completed by the scenario's suggestions, which are printed."""
+    given = {name: getattr(options, name) for name, _, _ in SETTINGS.values() if getattr(options, name) is not None}
+    suggested = {k: v for k, v in _suggested(scenario).items() if k not in given and k not in swept}
+    if options.observe:
+        given["observables"] = tuple(options.observe)
+        suggested.pop("observables", None)
+    if suggested:
+        print(f"suggested by {type(scenario).__name__}: " + ", ".join(f"{k}={v}" for k, v in suggested.items()))
+    settings = {**suggested, **given}
+    missing = [name for name in REQUIRED if name not in settings and name not in swept]
+    if missing:
+        flags = {name: option for option, (name, _, _) in SETTINGS.items()}
+        raise UsageError(
+            f"{type(scenario).__name__} suggests no {', '.join(missing)}; each changes the result, so pass "
+            f"{' '.join('--' + flags[name] for name in missing)}."
+        )
+    if "dtype" in given:
+        settings["dtype"] = _dtype(given["dtype"])
+    if "substeps" in settings:
+        if "seed" in swept:
+            raise UsageError("--substeps fixes the noise of one seed; it cannot be combined with --over seed=...")
+        from . import Noise
+
+        settings["noise"] = Noise(settings["seed"], settings.pop("substeps"))
+    return settings
+
+
+def _report(run: xr.Dataset, store: str) -> None:
+    print(run)
+    print(f"stored in {store}: mfsde.open_run({store!r}), or xarray.open_zarr({store!r}, consolidated=False)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,429 @@
+"""What the engine asks of an equation, and the equations it provides.
+
+A scenario is any frozen dataclass with `drift`, `diffusion` and `initial`; `Equation` is the engine's view of one,
+checked once at the door. `MeanFieldLangevin` derives the drift from an energy; `decoupled` replaces the particles' own
+law by a given one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .energy import Energy, gradient
+from .measure import EmpiricalMeasure, Law, Period, period_lengths
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+# Names that a run's dataset gives to its own settings, dimensions and variables.
+RESERVED = frozenset(
+    {
+        *("n_particles", "horizon", "dt", "seed", "n_replicas", "save_every", "keep_particles", "observables"),
+        *("method", "device", "dtype", "noise", "store", "overwrite", "checkpoint_every", "progress"),
+        *("time", "replica", "particle", "component", "position", "weight", "step"),
+    }
+)
+
+
+class MeanFieldLangevin:
+    """dX = -(D_mF(m, X) + (σ²/2) ∇U(X)) dt + σ dW: the W₂ gradient flow of F(m) + (σ²/2) KL(m | e^{-U}).
+
+    A frozen dataclass that inherits it declares `sigma`, `energy` (a cached_property, or a property, returning
+    an `mfsde.Energy`; a function of the measure only), `confinement(x)` = U, (..., N, d) -> (..., N), and `initial()`.
+    A hand-written `confinement_gradient(x)` is welcome where it is faster.
+
+    Source: Hu, Ren, Siska, Szpruch, Mean-field Langevin dynamics and energy landscape of neural networks, eq. (1).
+    """
+
+    sigma: Any
+    energy: Any
+
+    def confinement(self, x: Tensor) -> Tensor:
+        """U(x), (..., N, d) -> (..., N)."""
+        raise TypeError(
+            f"{type(self).__name__} does not define confinement(x), the potential U of its reference law e^(-U); "
+            "write it as (..., N, d) -> (..., N), for instance 0.5 * x.square().sum(-1)."
+        )
+
+    def confinement_gradient(self, x: Tensor) -> Tensor:
+        """∇U(x), by automatic differentiation."""
+        return gradient(self.confinement, x)
+
+    def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        """-(D_mF(mu, x) + (σ²/2) ∇U(x))."""
+        force: Tensor = energy_of(self).intrinsic_derivative(mu, x)
+        return torch.add(force, self.confinement_gradient(x), alpha=0.5 * float(self.sigma) ** 2).neg_()
+
+    def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float:
+        """σ."""
+        return float(self.sigma)
+
+
+class Decoupled:
+    """The scenario whose `mu` is a given flow of laws: the nonlinear process X̄ of propagation of chaos."""
+
+    def __init__(self, scenario: Any, law: Any) -> None:
+        self._scenario = scenario
+        self.law = law
+        self._flow = _flow(law, _period(scenario))
+        self._measure: tuple[tuple[Any, ...], EmpiricalMeasure] | None = None
+        for name in ("project", "period", "log_invariant", "limit", "suggested", "energy", "confinement", "sigma"):
+            if hasattr(scenario, name):
+                setattr(self, name, getattr(scenario, name))
+        for name in ("common_diffusion", "birth_death_rate"):
+            if hasattr(scenario, name):
+                setattr(self, name, self._with_law(getattr(scenario, name)))
+
+    def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        """The scenario's drift at the given law."""
+        return self._scenario.drift(t, x, self.law_at(t, x))  # type: ignore[no-any-return]
+
+    def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Any:
+        """The scenario's diffusion at the given law."""
+        return self._scenario.diffusion(t, x, self.law_at(t, x))
+
+    def initial(self) -> Any:
+        """The scenario's initial law: equal seeds start both processes from the same points."""
+        return self._scenario.initial()
+
+    def observables(self) -> tuple[Any, ...]:
+        """The scenario's observables, of the decoupled particles."""
+        return tuple(self._scenario.observables()) if hasattr(self._scenario, "observables") else ()
+
+    def law_at(self, t: float, x: Tensor) -> EmpiricalMeasure:
+        """The given law at time t as a weighted measure beside x's leading axes."""
+        asked = (t, x.shape[:-2], x.dtype, x.device)
+        if self._measure is None or self._measure[0] != asked:
+            law, lead = self._flow(t), x.shape[:-2]
+            points = law.points.to(x).expand(*lead, *law.points.shape[-2:])
+            weights = law.weights.to(x).expand(*lead, law.n_particles)
+            self._measure = (asked, EmpiricalMeasure.given(points, weights, law.period))
+        return self._measure[1]
+
+    def _with_law(self, method: Callable[[float, Tensor, EmpiricalMeasure], Any]) -> Callable[..., Any]:
+        return lambda t, x, mu: method(t, x, self.law_at(t, x))
+
+
+def decoupled(scenario: Any, law: Any) -> Any:
+    """The scenario with `mu` replaced by a given law: particles become independent copies of the nonlinear process.
+
+    Args:
+        scenario: any scenario.
+        law: a Law or EmpiricalMeasure (constant in time), a function t -> Law or EmpiricalMeasure, or a Dataset with
+            `density(time, x)` (a limit; interpolated linearly in time).
+
+    Returns:
+        A scenario with the same parameters.
+
+    Raises:
+        TypeError: law is none of these.
+        ValueError: a dataset without `density(time, x)`; at run time, a time outside the dataset's.
+
+    """
+    return Decoupled(scenario, law)
+
+
+def _flow(law: Any, period: Period) -> Callable[[float], EmpiricalMeasure]:
+    if isinstance(law, (Law, EmpiricalMeasure)):
+        constant = _as_measure(law, period)
+        return lambda t: constant
+    if hasattr(law, "data_vars"):
+        return _density_flow(law, period)
+    if callable(law):
+        return lambda t: _as_measure(law(t), period)
+    raise TypeError(
+        f"decoupled: law is a {type(law).__name__}; expected a Law, an EmpiricalMeasure, a function t -> Law, or a "
+        "limit Dataset with density(time, x)."
+    )
+
+
+def _as_measure(law: Any, period: Period) -> EmpiricalMeasure:
+    if isinstance(law, Law):
+        law = law.as_measure()
+    if not isinstance(law, EmpiricalMeasure):
+        raise TypeError(f"decoupled: the law at a time is a {type(law).__name__}; expected a Law or EmpiricalMeasure.")
+    return EmpiricalMeasure(law.points, None if law.is_uniform else law.weights, period=period)
+
+
+def _density_flow(limit: xr.Dataset, period: Period) -> Callable[[float], EmpiricalMeasure]:
+    if "density" not in limit or set(limit["density"].dims) != {"time", "x"}:
+        raise ValueError("decoupled: the dataset has no density(time, x); pass one that has it, or t -> Law.")
+    columns = (limit["density"].transpose("time", "x"), limit["time"], limit["x"])
+    density, times, nodes = (torch.from_numpy(c.values.astype("float64")) for c in columns)
+    mass = density * _trapezoid(nodes)
+    mass = mass / mass.sum(-1, keepdim=True)
+
+    def at(t: float) -> EmpiricalMeasure:
+        # A run's last time may exceed the dataset's by rounding.
+        slack = 1e-9 * max(1.0, abs(t))
+        if not float(times[0]) - slack <= t <= float(times[-1]) + slack:
+            raise ValueError(
+                f"decoupled: the law is given on [{float(times[0])}, {float(times[-1])}] but the run asks for t = {t}; "
+                "solve the limit to the run's horizon."
+            )
+        right = int(torch.searchsorted(times, torch.tensor(t, dtype=torch.float64)).clamp(1, max(1, len(times) - 1)))
+        left = max(0, min(right, len(times) - 1) - 1)
+        right = min(right, len(times) - 1)
+        span = float(times[right] - times[left])
+        share = 0.0 if span == 0 else min(1.0, max(0.0, (t - float(times[left])) / span))
+        return EmpiricalMeasure(nodes[:, None], (1 - share) * mass[left] + share * mass[right], period=period)
+
+    return at
+
+
+def _trapezoid(nodes: Tensor) -> Tensor:
+    gaps = torch.diff(nodes)
+    weights = torch.zeros_like(nodes)
+    weights[:-1] += gaps / 2
+    weights[1:] += gaps / 2
+    return weights
+
+
+def _period(scenario: Any) -> Period:
+    return getattr(scenario, "period", None)
+
+
+def scenario_name(scenario: Any) -> str:
+    """The name under which a scenario is recorded."""
+    if isinstance(scenario, Decoupled):
+        return f"decoupled({scenario_name(scenario._scenario)})"
+    return type(scenario).__name__
+
+
+def fields(scenario: Any) -> dict[str, Any]:
+    """A scenario's parameters, by field name."""
+    if isinstance(scenario, Decoupled):
+        return fields(scenario._scenario)
+    if not dataclasses.is_dataclass(scenario) or isinstance(scenario, type):
+        raise TypeError(
+            f"{scenario!r:.80} is not an instance of a dataclass; a scenario is a @dataclass(frozen=True) whose fields "
+            "are its parameters, with methods drift, diffusion and initial."
+        )
+    return {f.name: getattr(scenario, f.name) for f in dataclasses.fields(scenario)}
+
+
+def replaced(scenario: Any, changes: dict[str, Any]) -> Any:
+    """The scenario with some fields changed."""
+    if isinstance(scenario, Decoupled):
+        return Decoupled(replaced(scenario._scenario, changes), scenario.law)
+    return dataclasses.replace(scenario, **changes)
+
+
+def on_device(scenario: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The scenario with its floating tensor fields on the run's device, in its dtype."""
+    if isinstance(scenario, Decoupled):
+        return Decoupled(on_device(scenario._scenario, device, dtype), scenario.law)
+    floating = {
+        f.name: getattr(scenario, f.name).to(device=device, dtype=dtype)
+        for f in dataclasses.fields(scenario)
+        if f.init and isinstance(getattr(scenario, f.name), Tensor) and getattr(scenario, f.name).is_floating_point()
+    }
+    return dataclasses.replace(scenario, **floating) if floating else scenario
+
+
+class Equation:
+    """A scenario as the solver sees it: coefficients on states (R, N, d), checked once when it is built.
+
+    Args:
+        scenario: the user's object.
+        x: the initial state, (R, N, d), on the run's device.
+        weights: (R, N) or None.
+
+    Raises:
+        TypeError, ValueError: a method is missing or returns something of the wrong type, shape or dtype; a name is
+            reserved; the message says which and what was expected.
+
+    """
+
+    def __init__(self, scenario: Any, x: Tensor, weights: Tensor | None = None) -> None:
+        self.name = scenario_name(scenario)
+        self.scenario = scenario
+        self.period = _period(scenario)
+        self.shape = x.shape
+        self.weights = weights
+        self.has_projection = hasattr(scenario, "project")
+        self.has_common_noise = hasattr(scenario, "common_diffusion")
+        self._check(x)
+
+    def measure(self, x: Tensor) -> EmpiricalMeasure:
+        """The empirical measure of a state."""
+        if self.weights is None:
+            return EmpiricalMeasure(x, period=self.period)
+        return EmpiricalMeasure.signed(x, self.weights, self.period)
+
+    def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        """b(t, x, mu), (R, N, d), detached."""
+        b: Tensor = self.scenario.drift(t, x, mu)
+        return b.detach() if isinstance(b, Tensor) and b.requires_grad else b
+
+    def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float | Tensor:
+        """σ(t, x, mu): a float, a tensor that broadcasts to x (diagonal), or (..., N, d, m)."""
+        return _coefficient(self.scenario.diffusion(t, x, mu))
+
+    def common_diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float | Tensor:
+        """σ⁰(t, x, mu), the coefficient of the Brownian motion shared by all particles."""
+        return _coefficient(self.scenario.common_diffusion(t, x, mu))
+
+    def project(self, x: Tensor) -> Tensor:
+        """The state moved back into its domain."""
+        return self.scenario.project(x)  # type: ignore[no-any-return]
+
+    @cached_property
+    def is_additive(self) -> bool:
+        """True when every diffusion is a number: no dependence on the state."""
+        return self.forms == {"number"}
+
+    def _check(self, x: Tensor) -> None:
+        self._check_names()
+        if self.period is not None:
+            period_lengths(self.period, x.shape[-1])
+        if hasattr(self.scenario, "birth_death_rate"):
+            raise TypeError(
+                f"{self.name} defines birth_death_rate, which the engine does not simulate: a run without the jumps "
+                "would have another law. Remove the method to run the diffusion alone."
+            )
+        mu = self.measure(x)
+        with torch.no_grad():
+            self._check_drift(x, mu)
+            sigma = unchanged(f"{self.name}.diffusion", x, lambda: self.diffusion(0.0, x, mu))
+            self.n_channels, form = self._check_diffusion("diffusion", sigma, x)
+            self.n_common, common = 0, form
+            if self.has_common_noise:
+                shared = unchanged(f"{self.name}.common_diffusion", x, lambda: self.common_diffusion(0.0, x, mu))
+                self.n_common, common = self._check_diffusion("common_diffusion", shared, x)
+            self.forms = {form, common}
+            self.form, self.common_form = form, common
+            if self.has_projection:
+                self._check_shape("project", self.project(x.clone()), x)
+
+    def _check_names(self) -> None:
+        for method in ("drift", "diffusion", "initial"):
+            if not callable(getattr(self.scenario, method, None)):
+                raise TypeError(
+                    f"{self.name} has no method {method}; a scenario defines drift(t, x, mu), diffusion(t, x, mu) and "
+                    "initial()."
+                )
+        if isinstance(self.scenario, MeanFieldLangevin):
+            for name in ("sigma", "energy"):
+                if not hasattr(type(self.scenario), name) and name not in fields(self.scenario):
+                    raise TypeError(
+                        f"{self.name} inherits MeanFieldLangevin but declares no {name}; it needs a field sigma, a "
+                        "cached_property energy that returns an mfsde.Energy, and confinement(x)."
+                    )
+        taken = RESERVED & set(fields(self.scenario))
+        if taken:
+            raise ValueError(
+                f"{self.name}: field name {', '.join(sorted(taken))} is reserved for settings, dimensions and "
+                "variables of the dataset; rename it."
+            )
+
+    def _check_drift(self, x: Tensor, mu: EmpiricalMeasure) -> None:
+        b = unchanged(f"{self.name}.drift", x, lambda: self.drift(0.0, x, mu))
+        self._check_shape("drift", b, x)
+        if not bool(torch.isfinite(b).all()):
+            raise ValueError(
+                f"{self.name}.drift is not finite at the initial state: {_first_bad(b)}. Check for a division by zero "
+                "or a logarithm of a negative number there."
+            )
+
+    def _check_shape(self, method: str, value: Any, x: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{self.name}.{method} returned a {type(value).__name__}; expected a tensor of shape {tuple(x.shape)}. "
+                "A constant is torch.full_like(x, c)."
+            )
+        if value.shape != x.shape:
+            raise ValueError(
+                f"{self.name}.{method} returned shape {tuple(value.shape)} for {x.shape[-2]} particles in dimension "
+                f"{x.shape[-1]} and {x.shape[0]} replicas; expected {tuple(x.shape)}. A mean over particles needs "
+                "keepdim=True (mu.mean() has it) and the result must broadcast to x, one row per particle."
+            )
+        self._check_dtype(method, value, x)
+
+    def _check_dtype(self, method: str, value: Tensor, x: Tensor) -> None:
+        if value.dtype != x.dtype or value.device != x.device:
+            raise TypeError(
+                f"{self.name}.{method} returned {value.dtype} on {value.device}; the run is {x.dtype} on {x.device}. "
+                "Tensors that are fields are moved for you; create others with x.new_tensor(...)."
+            )
+
+    def _check_diffusion(self, method: str, value: Any, x: Tensor) -> tuple[int, str]:
+        """Number of Brownian channels, and the form: "number", "diagonal" or "general"."""
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            self._check_finite(method, torch.tensor(float(value)))
+            return x.shape[-1], "number"
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{self.name}.{method} returned a {type(value).__name__}; expected a float (isotropic), a tensor that "
+                "broadcasts to x (diagonal), or (..., N, d, m)."
+            )
+        self._check_dtype(method, value, x)
+        self._check_finite(method, value)
+        if x.shape[-1] > 1 and value.shape == (x.shape[-1], x.shape[-1]) == tuple(x.shape[-2:]):
+            raise ValueError(
+                f"{self.name}.{method} returned shape {tuple(value.shape)}, which for {x.shape[-2]} particles "
+                f"in dimension {x.shape[-1]} may be a matrix or one row per particle. Write "
+                "matrix[None, None], or rows[None]."
+            )
+        general = value.ndim == x.ndim + 1
+        target = (*x.shape, value.shape[-1]) if general else tuple(x.shape)
+        try:
+            fits = value.ndim <= x.ndim + 1 and torch.broadcast_shapes(value.shape, target) == target
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{self.name}.{method} returned shape {tuple(value.shape)} for x {tuple(x.shape)}; expected a tensor "
+                f"that broadcasts to {tuple(x.shape)} (diagonal) or to {(*x.shape, 'm')} (general; a constant (d, m) "
+                "matrix is matrix[None, None])."
+            )
+        return (value.shape[-1], "general") if general else (x.shape[-1], "diagonal")
+
+    def _check_finite(self, method: str, value: Tensor) -> None:
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{self.name}.{method} is not finite at the initial state: {_first_bad(value)}.")
+
+
+def _coefficient(value: Any) -> float | Tensor:
+    """A diffusion without its graph, numbers of any kind as floats."""
+    if isinstance(value, Tensor):
+        return value.detach() if value.requires_grad and not torch.is_grad_enabled() else value
+    # What is neither is refused at the door.
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
+
+
+def unchanged(name: str, x: Tensor, call: Callable[[], Any]) -> Any:
+    """The result of a user's function, refused when it changed the state in place."""
+    version = x._version
+    result = call()
+    if x._version != version:
+        raise ValueError(f"{name} changed x in place; return a new tensor (x - m, not x.sub_(m)).")
+    return result
+
+
+def _first_bad(value: Tensor) -> str:
+    where = torch.nonzero(~torch.isfinite(value))[0].tolist()
+    return f"value {float(value[tuple(where)])} at index {tuple(where)}"
+
+
+def energy_of(scenario: Any) -> Energy:
+    """The scenario's energy.
+
+    Raises:
+        TypeError: it has none.
+
+    """
+    energy = getattr(scenario, "energy", None)
+    if not isinstance(energy, Energy):
+        raise TypeError(
+            f"{scenario_name(scenario)} has no energy; declare `energy` as a property that returns an mfsde.Energy, or "
+            "leave out what is derived from it."
+        )
+    return energy

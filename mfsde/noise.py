@@ -1,0 +1,454 @@
+"""Random numbers as a function of a key: the same bits for every chunking, thread count, backend and device.
+
+A value depends on (seed, stream, step, replica, particle, channel) and on nothing else. These form the key and the
+counter of Philox4x32-10 [1]: the key is the seed, the counter is (block, stream·2¹⁶ + channel, step, replica), and the
+map is injective, so that no two values share a word. Particle i takes word k = (i mod 256) // 64 of block
+64·(i // 256) + i mod 64. Words (0, 1) and (2, 3) of a block are Box–Muller [2] pairs,
+
+    z, z' = √(-2 log u) (cos 2πv, sin 2πv),      u = (x + ½)/2³²,      |z| ≤ 6.77,
+
+one 32-bit word for each normal in float32 and in float64, so that both precisions follow the same path.
+
+Every backend evaluates the same polynomials with + - × ÷ √ in the same order, and contracts nothing: IEEE arithmetic
+then leaves one possible result. VERSION counts the definitions; it is stored with every run.
+
+[1] Salmon, Moraes, Dror, Shaw, Parallel random numbers: as easy as 1, 2, 3, SC 2011.
+[2] Box, Muller, A note on the generation of random normal deviates, Ann. Math. Statist. 29 (1958).
+"""
+
+import enum
+import functools
+import math
+import operator
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch  # before the compiled kernel, so that both share one OpenMP runtime
+from torch import Tensor
+
+VERSION = 1
+SCHEME = "philox4x32-10/box-muller"
+
+MAX_STEPS = 2**32
+MAX_REPLICAS = 2**32
+MAX_PARTICLES = 2**34
+MAX_CHANNELS = 2**16
+
+Shape = tuple[int, int, int] | torch.Size
+
+
+class Stream(enum.IntEnum):
+    """What a value is for; two streams never share a word."""
+
+    INITIAL = 0
+    IDIOSYNCRATIC = 1
+    COMMON = 2
+    AREA = 3
+    COMMON_AREA = 4
+    JUMP = 5
+    DATA = 6
+
+
+BRIDGE = {Stream.IDIOSYNCRATIC: Stream.AREA, Stream.COMMON: Stream.COMMON_AREA}
+
+
+def _load_compiled() -> ModuleType | None:
+    choice = os.environ.get("MFSDE_NOISE", "")
+    if choice == "numpy":
+        return None
+    if choice:
+        raise ValueError(f"MFSDE_NOISE is {choice!r}; expected 'numpy', or unset it for the compiled kernel.")
+    try:
+        return import_module("._noise", __package__)
+    except ImportError:
+        return None
+
+
+_compiled = _load_compiled()
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+# The OpenMP runtime of the parent has threads that a fork does not copy; waiting for them would never end.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _threads() -> int:
+    return 1 if _forked else torch.get_num_threads()
+
+
+@functools.cache
+def _portable(name: str) -> ModuleType:
+    return import_module(f"._noise_{name}", __package__)
+
+
+@functools.cache
+def _backend(kind: str) -> str:
+    if kind == "cpu":
+        return "c" if _compiled is not None else "numpy"
+    if kind == "cuda":
+        try:
+            import_module("triton")
+        except ImportError:
+            return "torch"
+        return "triton"
+    return "torch"
+
+
+def backend(device: torch.device | str = "cpu") -> str:
+    """Name of what computes the noise on `device`: "c", "numpy", "triton" or "torch". All give the same bits.
+
+    On the CPU: the compiled kernel, or numpy where it was not built or MFSDE_NOISE=numpy is set at import. On CUDA:
+    Triton, or torch where it is not installed. On other devices torch.
+    """
+    return _backend(torch.device(device).type)
+
+
+def _whole(name: str, value: Any) -> int:
+    """`value` as an int; a bool or a float is a mistake, not a number."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; expected an integer.")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; expected an integer.") from None
+
+
+def _check_range(name: str, first: int, count: int, limit: int) -> None:
+    if first < 0 or count < 0:
+        raise ValueError(f"{name} {first} to {first + count}: expected non-negative numbers.")
+    if first + count >= limit:
+        raise ValueError(f"{name} up to {first + count}: expected fewer than 2**{limit.bit_length() - 1}.")
+
+
+def _check_real(dtype: torch.dtype) -> bool:
+    if dtype is torch.float32 or dtype is torch.float64:
+        return dtype is torch.float64
+    raise ValueError(f"dtype is {dtype}; expected torch.float32 or torch.float64.")
+
+
+def _check_out(out: Tensor, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    if tuple(out.shape) != shape or out.dtype is not dtype:
+        raise ValueError(f"out has shape {tuple(out.shape)} and dtype {out.dtype}; expected {shape} and {dtype}.")
+    if out.device.type != device.type or (device.index is not None and out.device.index != device.index):
+        raise ValueError(f"out is on {out.device}; expected {device}.")
+    if not out.is_contiguous():
+        raise ValueError("out is not contiguous; pass a contiguous tensor, or none.")
+    if out.requires_grad:
+        raise ValueError("out requires a gradient, and noise has none; detach it.")
+
+
+def _window(shape: Shape, first_replica: int, first_particle: int) -> tuple[int, int, int]:
+    """The checked shape (R, N, m) of the values asked for."""
+    if len(shape) != 3:
+        raise ValueError(f"shape is {tuple(shape)}; expected (replicas, particles, channels).")
+    n_replicas, n_particles, n_channels = (_whole("shape", n) for n in shape)
+    _check_range("replicas", _whole("first_replica", first_replica), n_replicas, MAX_REPLICAS)
+    _check_range("particles", _whole("first_particle", first_particle), n_particles, MAX_PARTICLES)
+    _check_range("channels", 0, n_channels, MAX_CHANNELS)
+    return n_replicas, n_particles, n_channels
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The random numbers of a run: a value, not a generator. Equal (seed, step, particle, ...) give equal numbers.
+
+    seed: 0 ≤ seed < 2⁶⁴, all of whose bits count.
+    substeps: a step of the run consists of k = `substeps` fine steps, and its Brownian increment is the sum of theirs:
+    a run at dt with k substeps and a run at dt/k with one share their path.
+
+    `normals`, `uniforms` and `integers` speak of fine steps; `increment`, `area` and `euler_` of steps of the run. A
+    shape is (R, N, m): replicas, particles and channels; `first_replica` and `first_particle` shift the window, and any
+    partition into windows gives the same values. Fine steps and replicas stay below 2³², particles below 2³⁴, channels
+    below 2¹⁶.
+
+    Raises TypeError for a seed that is no integer, ValueError for values out of range.
+    """
+
+    seed: int
+    substeps: int = 1
+
+    def __post_init__(self) -> None:
+        seed, substeps = _whole("seed", self.seed), _whole("substeps", self.substeps)
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed is {seed}; expected 0 <= seed < 2**64.")
+        if not 1 <= substeps < MAX_STEPS:
+            raise ValueError(f"substeps is {substeps}; expected at least 1 and fewer than 2**32.")
+        object.__setattr__(self, "seed", seed)
+        object.__setattr__(self, "substeps", substeps)
+
+    def identity(self) -> dict[str, int | str]:
+        """What a run stores about its noise: scheme, version, seed, substeps."""
+        return {"scheme": SCHEME, "version": VERSION, "seed": self.seed, "substeps": self.substeps}
+
+    def normals(
+        self,
+        step: int,
+        shape: Shape,
+        *,
+        stream: Stream = Stream.IDIOSYNCRATIC,
+        first_replica: int = 0,
+        first_particle: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Standard normals of the fine step `step`: (R, N, m), written into `out` where given.
+
+        The relative error against exact arithmetic is below 3.5e-7 in float32 and 5e-16 in float64.
+        """
+        window = _window(shape, first_replica, first_particle)
+        fine = self._fine_step(step, 1)
+        return self._sum(fine, 1, window, stream, first_replica, first_particle, dtype, device, out)
+
+    def increment(
+        self,
+        step: int,
+        shape: Shape,
+        *,
+        stream: Stream = Stream.IDIOSYNCRATIC,
+        first_replica: int = 0,
+        first_particle: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """k^(-½) Σ_{j<k} z_{k·step + j}: the Brownian increment over a step of the run, on its clock. (R, N, m).
+
+        The clock counts steps of the run, so the variance is 1; multiply by √dt. Summed in the order of j in `dtype`,
+        then multiplied by k^(-½) rounded to `dtype`; for k = 1 it is `normals`.
+        """
+        window = _window(shape, first_replica, first_particle)
+        fine = self._fine_step(step, self.substeps)
+        return self._sum(fine, self.substeps, window, stream, first_replica, first_particle, dtype, device, out)
+
+    def area(
+        self,
+        step: int,
+        shape: Shape,
+        *,
+        stream: Stream = Stream.IDIOSYNCRATIC,
+        first_replica: int = 0,
+        first_particle: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> tuple[Tensor, Tensor]:
+        """(W_1 - W_0, U) with U = ∫₀¹ (W_s - W_0) ds over one step of the run, on its clock. Twice (R, N, m).
+
+        Over a fine step U = ½ w + ξ/√12: given its increment w, the area is normal with mean w/2 and variance 1/12; ξ
+        comes from the stream AREA, or COMMON_AREA for COMMON. Over k of them U = k^(-3/2) Σ_j (S_j + U_j), where
+        S_j = Σ_{i<j} w_i: so a coarse run and a fine one share the path between the steps too. E U² = 1/3, E WU = 1/2.
+
+        Raises ValueError for a stream other than IDIOSYNCRATIC and COMMON.
+        """
+        if stream not in BRIDGE:
+            raise ValueError(f"stream is {stream!r}; expected IDIOSYNCRATIC or COMMON, the Brownian ones.")
+        window = _window(shape, first_replica, first_particle)
+        k = self.substeps
+        fine = self._fine_step(step, k)
+        _check_real(dtype)
+        path = torch.zeros(window, dtype=dtype, device=device)
+        area = torch.zeros_like(path)
+        w, xi = torch.empty_like(path), torch.empty_like(path)
+        place = (first_replica, first_particle, dtype, path.device)
+        # Out of place sums of two tensors only: no operation below can be contracted on any device.
+        for j in range(fine, fine + k):
+            self._sum(j, 1, window, stream, *place, w)
+            self._sum(j, 1, window, BRIDGE[stream], *place, xi)
+            area += path + (0.5 * w + xi * (1.0 / math.sqrt(12.0)))
+            path += w
+        if k > 1:
+            path *= 1.0 / math.sqrt(k)
+            area *= 1.0 / (k * math.sqrt(k))
+        return path, area
+
+    def uniforms(
+        self,
+        step: int,
+        shape: Shape,
+        *,
+        stream: Stream = Stream.JUMP,
+        first_replica: int = 0,
+        first_particle: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """U = (x + ½)/2³², x the 32-bit word of the fine step `step`: (R, N, m), strictly inside (0, 1).
+
+        Exact in float64. In float32 it is that number rounded to nearest, except that the 128 words that would round
+        to 1 give 1 - 2⁻²⁴: the two differ by 6e-8 at most.
+        """
+        _check_real(dtype)
+        return self._draw(step, 0, shape, stream, first_replica, first_particle, dtype, device)
+
+    def integers(
+        self,
+        step: int,
+        shape: Shape,
+        high: int,
+        *,
+        stream: Stream = Stream.DATA,
+        first_replica: int = 0,
+        first_particle: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """⌊x·high/2³²⌋, x the 32-bit word of the fine step `step`: int64 (R, N, m) in [0, high), high ≤ 2³¹.
+
+        Each value has ⌊2³²/high⌋ or ⌈2³²/high⌉ words: its probability differs from 1/high by less than 2⁻³², a
+        relative bias below high/2³².
+        """
+        high = _whole("high", high)
+        if not 1 <= high <= 2**31:
+            raise ValueError(f"high is {high}; expected 1 <= high <= 2**31.")
+        return self._draw(step, high, shape, stream, first_replica, first_particle, torch.int64, device)
+
+    def euler_(
+        self,
+        x: Tensor,
+        drift: Tensor,
+        h: float,
+        diffusion: float | Tensor,
+        step: int,
+        *,
+        stream: Stream = Stream.IDIOSYNCRATIC,
+    ) -> None:
+        """X += h·drift + √h·diffusion·ΔW(step), in place and in one pass.
+
+        x, drift and a tensor `diffusion` (a diagonal one): (R, N, d), contiguous, of one dtype and device. With
+        Z = Σ_j z_{k·step + j} and every operation rounded once in that dtype,
+
+            x + (h·b + c·Z),      c = σ·√(h/k) for a number, formed in float64 and then rounded,
+                                  c = √(h/k)·σ_i for a tensor, √(h/k) rounded first.
+
+        The result is the same on every backend. Not differentiable. Raises ValueError for tensors that do not match.
+        """
+        k = self.substeps
+        fine = self._fine_step(step, k)
+        shape = x.shape
+        dtype = x.dtype
+        double = _check_real(dtype)
+        root = math.sqrt(h / k)
+        if isinstance(diffusion, Tensor):
+            _check_euler(x, diffusion, "diffusion")
+            field: Tensor | None = diffusion
+            scale = root
+        else:
+            field = None
+            scale = root * diffusion
+        _check_euler(x, drift, "drift")
+        if type(stream) is not Stream:
+            stream = Stream(stream)
+        n_replicas, n_particles, n_channels = shape
+        if n_channels >= MAX_CHANNELS or n_particles >= MAX_PARTICLES or n_replicas >= MAX_REPLICAS:
+            _window(shape, 0, 0)
+        if x.numel() == 0:
+            return
+        if x.is_cpu and _compiled is not None:
+            _compiled.euler(
+                x.data_ptr(), double, self.seed, stream, fine, k, n_replicas, n_particles, n_channels,
+                drift.data_ptr(), 0 if field is None else field.data_ptr(), h, scale, _threads(),
+            )  # fmt: skip
+            return
+        module = _portable(_backend(x.device.type))
+        module.euler(x, drift, field, self.seed, stream, fine, k, h, scale)
+
+    def _fine_step(self, step: int, k: int) -> int:
+        """First fine step of a step that has k of them."""
+        step = _whole("step", step)
+        if step < 0 or (step + 1) * k >= MAX_STEPS:
+            raise ValueError(f"step is {step} with {k} fine steps each; expected 0 <= fine step < 2**32.")
+        return step * k
+
+    def _sum(
+        self,
+        fine: int,
+        k: int,
+        window: tuple[int, int, int],
+        stream: Stream,
+        first_replica: int,
+        first_particle: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        out: Tensor | None,
+    ) -> Tensor:
+        """k^(-½) times the sum of the normals of the fine steps fine, ..., fine + k - 1."""
+        double = _check_real(dtype)
+        if out is None:
+            out = torch.empty(window, dtype=dtype, device=device)
+        else:
+            _check_out(out, window, dtype, torch.device(device))
+        stream = Stream(stream)
+        if out.numel() == 0:
+            return out
+        scale = 1.0 / math.sqrt(k)
+        if out.is_cpu and _compiled is not None:
+            _compiled.normals(
+                out.data_ptr(), double, self.seed, stream, fine, k, *window, first_replica, first_particle,
+                scale, _threads(),
+            )  # fmt: skip
+        else:
+            module = _portable(_backend(out.device.type))
+            module.normals(out, self.seed, stream, fine, k, first_replica, first_particle, scale)
+        return out
+
+    def _draw(
+        self,
+        step: int,
+        high: int,
+        shape: Shape,
+        stream: Stream,
+        first_replica: int,
+        first_particle: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> Tensor:
+        """Uniforms where high = 0, else integers below it."""
+        window = _window(shape, first_replica, first_particle)
+        fine = self._fine_step(step, 1)
+        out = torch.empty(window, dtype=dtype, device=device)
+        stream = Stream(stream)
+        if out.numel() == 0:
+            return out
+        if out.is_cpu and _compiled is not None:
+            _compiled.draws(
+                out.data_ptr(), dtype is torch.float64, self.seed, stream, fine, 1, *window, first_replica,
+                first_particle, high, _threads(),
+            )  # fmt: skip
+        else:
+            module = _portable(_backend(out.device.type))
+            module.draws(out, self.seed, stream, fine, first_replica, first_particle, high)
+        return out
+
+
+def _check_euler(x: Tensor, other: Tensor, name: str) -> None:
+    """`other` must match x in every way that the kernel relies on."""
+    if (
+        other.shape == x.shape
+        and other.dtype is x.dtype
+        and other.is_contiguous()
+        and x.is_contiguous()
+        and x.ndim == 3
+        and other.device == x.device
+        and not x.requires_grad
+        and not other.requires_grad
+    ):
+        return
+    if x.ndim != 3 or other.shape != x.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)} and {name} {tuple(other.shape)}; expected (R, N, d) for both.")
+    if other.dtype is not x.dtype or other.device != x.device:
+        raise ValueError(
+            f"x is {x.dtype} on {x.device}, {name} is {other.dtype} on {other.device}; expected one dtype and device."
+        )
+    if x.requires_grad or other.requires_grad:
+        raise ValueError(f"x or {name} requires a gradient, and the fused step has none; detach it or step in torch.")
+    raise ValueError(f"x or {name} is not contiguous; call .contiguous() first.")

@@ -1,0 +1,30 @@
+"""Scenarios: equations with their parameters and references, ready to run.
+
+Each is a frozen dataclass; `BUILT_IN` lists them for the command line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .double_well import DoubleWell as DoubleWell
+    from .mean_field_ou import MeanFieldOU as MeanFieldOU
+    from .two_layer_network import TwoLayerNetwork as TwoLayerNetwork
+
+# Name -> module and a line on what it is: readable without importing torch.
+BUILT_IN = {
+    "MeanFieldOU": ("mean_field_ou", "mean-field Ornstein-Uhlenbeck, Gaussian, solvable (d any)"),
+    "DoubleWell": ("double_well", "Desai-Zwanzig: double well with attraction to the mean, phase transition in sigma"),
+    "TwoLayerNetwork": ("two_layer_network", "mean-field Langevin training of a two-layer network on bundled data"),
+}
+
+__all__ = ["BUILT_IN", *sorted(BUILT_IN)]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in BUILT_IN:
+        return getattr(import_module(f".{BUILT_IN[name][0]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; scenarios: {', '.join(BUILT_IN)}")

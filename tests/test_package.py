@@ -1,0 +1,139 @@
+"""The house: what may import what, and an installed wheel that works in another folder."""
+
+import ast
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import mfsde
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+# A file imports only from files to its left. `limit` and the command line stand beside this line.
+ORDER = [
+    *("measure", "energy", "network", "model", "_noise_numpy", "_noise_torch", "_noise_triton", "noise"),
+    *("solver", "observables", "provenance", "store", "settings", "progress", "run", "cli"),
+]
+
+
+def imports(file: Path) -> list[tuple[str, bool]]:
+    """(module, is it relative) for every import of a file, wherever it stands."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, False) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found += [(name, node.level > 0) for name in names]
+    return found
+
+
+@pytest.mark.parametrize("name", ORDER[:-1])
+def test_inside_the_engine_imports_point_one_way(name):
+    left = {*ORDER[: ORDER.index(name)], "__version__"}
+    for module, relative in imports(ROOT / "mfsde" / f"{name}.py"):
+        head = module.split(".")[0]
+        if relative:
+            assert head in left | {"_noise"}, f"{name} imports {module}"
+        else:
+            assert head != "mfsde", f"{name} imports {module} by its absolute name"
+
+
+@pytest.mark.parametrize(("library", "home"), [("torchsde", "solver"), ("zarr", "store"), ("ot", "wasserstein")])
+def test_a_library_is_known_to_one_file(library, home):
+    for folder in ("mfsde", "scenarios", "analysis"):
+        for file in (ROOT / folder).rglob("*.py"):
+            known = any(module.split(".")[0] == library for module, _ in imports(file))
+            assert not known or file.stem == home, f"{file} imports {library}"
+
+
+def test_the_engine_knows_neither_scenarios_nor_analysis():
+    for file in (ROOT / "mfsde").rglob("*.py"):
+        if file.name != "cli.py":
+            assert not any(re.search(r"\b(scenarios|analysis)\b", module) for module, _ in imports(file)), file
+
+
+def test_every_sub_package_is_listed():
+    listed = set(PYPROJECT["tool"]["setuptools"]["packages"])
+    mapping = PYPROJECT["tool"]["setuptools"]["package-dir"]
+    folders = {"mfsde": "mfsde", "mfsde.scenarios": "scenarios", "mfsde.analysis": "analysis"}
+    assert mapping == folders
+    found = set()
+    for package, folder in folders.items():
+        for file in (ROOT / folder).rglob("__init__.py"):
+            found.add(".".join([package, *file.parent.relative_to(ROOT / folder).parts]))
+    assert listed == found
+
+
+def test_public_names_load_lazily_and_exist():
+    for name in mfsde.__all__:
+        assert getattr(mfsde, name) is not None
+    assert set(mfsde.__all__) <= set(dir(mfsde))
+    code = "import sys, mfsde; assert 'torch' not in sys.modules and 'xarray' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'simulat'"):
+        _ = mfsde.simulat
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    modules = {file.stem for file in (ROOT / "mfsde").glob("*.py")}
+    assert not modules & set(mfsde.__all__)
+
+
+def test_the_version_is_that_of_the_project():
+    assert mfsde.__version__ == PYPROJECT["project"]["version"]
+
+
+def test_pinned_versions_are_the_tested_ones():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert pins["torchsde"] == "0.2.6"
+    assert importlib.metadata.version("torchsde") == "0.2.6"
+    for requirement in PYPROJECT["project"]["dependencies"]:
+        name = re.match(r"[\w-]+", requirement).group()
+        assert name in pins, f"{name} has no tested version in constraints.txt"
+
+
+@pytest.mark.parametrize("compiler", ["cc", "/bin/false"])
+def test_an_installed_wheel_imports_and_runs_from_another_directory(tmp_path, compiler):
+    if compiler == "cc" and not (shutil.which("cc") or shutil.which("gcc")):
+        pytest.skip("no C compiler here")
+    source = tmp_path / "source"
+    kept = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in ("mfsde", "scenarios", "analysis"):
+        shutil.copytree(ROOT / name, source / name, ignore=kept)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    site = tmp_path / "site"
+    build = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(site)]
+    environment = {"PATH": "/usr/bin:/bin", "CC": compiler, "HOME": str(tmp_path)}
+    done = subprocess.run([*build, str(source)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    code = (
+        "import sys\n"
+        "sys.meta_path = [f for f in sys.meta_path if 'Editable' not in repr(f)]\n"
+        "import mfsde, mfsde.noise\n"
+        "from mfsde.scenarios import MeanFieldOU\n"
+        "from mfsde.analysis import wasserstein\n"
+        "run = mfsde.simulate(MeanFieldOU(), n_particles=300, horizon=0.1, dt=0.01, seed=1)\n"
+        "print(mfsde.__file__, mfsde.noise.backend(), run.position.values.tobytes().hex()[-64:])"
+    )
+    # Neither the current folder nor the checkout's editable install may answer instead.
+    environment = {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert ran.returncode == 0, ran.stderr
+    file, backend, bits = ran.stdout.split()
+    assert file.startswith(str(site))
+    assert backend == ("c" if compiler == "cc" else "numpy")
+    from mfsde.scenarios import MeanFieldOU
+
+    here = mfsde.simulate(MeanFieldOU(), n_particles=300, horizon=0.1, dt=0.01, seed=1)
+    # Without a compiler every result stays the same.
+    assert here.position.values.tobytes().hex()[-64:] == bits
