@@ -6,10 +6,10 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 WORKERS ?= 2
 TYPED = build/typed
-SOURCES = mfsde scenarios analysis tests setup.py
+SOURCES = mfsde scenarios analysis examples tests setup.py
 
 .DEFAULT_GOAL = help
-.PHONY: help env test lint format clean
+.PHONY: help env demo demo-small test lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,12 @@ $(STAMP): pyproject.toml setup.py constraints.txt mfsde/_noise.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,bench]"
 	@touch $@
+
+demo: $(STAMP)  ## train the digits network, store runs/digits.zarr, draw runs/digits.png (about a minute)
+	$(BIN)/python examples/digits.py
+
+demo-small: $(STAMP)  ## the same in a few seconds
+	$(BIN)/python examples/digits.py --small --folder runs/small
 
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
