@@ -6,10 +6,10 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 WORKERS ?= 2
 TYPED = build/typed
-SOURCES = mfsde scenarios analysis examples tests setup.py
+SOURCES = mfsde scenarios analysis examples benchmarks tests setup.py
 
 .DEFAULT_GOAL = help
-.PHONY: help env demo demo-small test lint format clean
+.PHONY: help env demo demo-small test lint format bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ lint: $(STAMP)  ## ruff, and mypy --strict on the installed package
 format: $(STAMP)  ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+bench: $(STAMP)  ## measure speed and memory, print a table, write build/bench.json
+	$(BIN)/python -m benchmarks
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) build *.egg-info mfsde/*.so
