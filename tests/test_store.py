@@ -191,7 +191,11 @@ def child_limited(job: dict[str, Any]) -> None:
     except StoreError as error:
         report = {"message": str(error), "cause": type(error.__cause__).__name__}
     path = Path(job["path"])
-    report["alive"] = [t.name for t in threading.enumerate() if t.name.startswith("writer")]
+    writers = [t for t in threading.enumerate() if t.name.startswith("writer")]
+    for writer in writers:
+        # It ends by itself, but the caller may hear of the error a moment before.
+        writer.join(timeout=10)
+    report["alive"] = [t.name for t in writers if t.is_alive()]
     report["seconds"] = time.monotonic() - begin
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     path.with_suffix(".json").write_text(json.dumps(report))
