@@ -1,0 +1,177 @@
+"""Verdicts: an inequality or an identity held against numbers with their standard errors.
+
+An inequality has margin rhs - lhs and is violated when the margin is below -3 standard errors; an identity is violated
+when |margin| exceeds 3 standard errors plus the declared discretisation error. Hypotheses come first: where one is seen
+to fail, that is the verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from . import replicas
+
+ERRORS = 3.0  # standard errors of slack
+ROUNDING = 1e-10  # of the larger side: below it a margin is arithmetic
+
+HOLDS, VIOLATED, UNFOUNDED = "holds", "violated", "hypothesis fails"
+
+Values = float | np.ndarray | xr.DataArray
+
+
+@dataclass(frozen=True)
+class Check:
+    """A theorem held against numbers.
+
+    Args:
+        name: the theorem.
+        margin: rhs - lhs.
+        stderr: of the margin, over replicas; 0 for closed forms and quadrature.
+        verdict: "holds", "violated" or "hypothesis fails".
+        lhs: left side.
+        rhs: right side.
+        discretisation: declared error of the margin that replicas do not show (time step, quadrature, finite N).
+        reason: the hypothesis that fails.
+        source: where the theorem stands.
+
+    """
+
+    name: str
+    margin: float
+    stderr: float
+    verdict: str
+    lhs: float
+    rhs: float
+    discretisation: float = 0.0
+    reason: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        declared = f", declared error {self.discretisation:.1g}" if self.discretisation else ""
+        text = f"{self.name}: {self.verdict}, margin {self.margin:.4g} ± {self.stderr:.2g} (s.e.){declared}"
+        text += f" [{self.lhs:.5g} against {self.rhs:.5g}]"
+        return text + (f"\n  {self.reason}" if self.reason else "")
+
+
+def inequality(
+    name: str,
+    lhs: Values,
+    rhs: Values,
+    *,
+    stderr: float = 0.0,
+    discretisation: float = 0.0,
+    hypotheses: Iterable[str] = (),
+    source: str = "",
+) -> Check:
+    """Lhs <= rhs: violated iff rhs - lhs < -(3 s.e. + declared error).
+
+    Args:
+        name: the theorem.
+        lhs: a number, or one value per replica; the two sides are paired replica by replica.
+        rhs: likewise.
+        stderr: of the margin, where both sides are numbers.
+        discretisation: declared error, 0 or more.
+        hypotheses: what was seen to fail, in words; empty strings are skipped.
+        source: reference.
+
+    Raises:
+        ValueError: a side that is not finite, or a single replica.
+
+    """
+    return _judged(name, _sides(name, lhs, rhs, stderr), False, discretisation, hypotheses, source)
+
+
+def identity(
+    name: str,
+    lhs: Values,
+    rhs: Values,
+    *,
+    stderr: float = 0.0,
+    discretisation: float = 0.0,
+    hypotheses: Iterable[str] = (),
+    source: str = "",
+) -> Check:
+    """Lhs = rhs: violated iff |rhs - lhs| > 3 s.e. + declared error. Arguments as for `inequality`."""
+    return _judged(name, _sides(name, lhs, rhs, stderr), True, discretisation, hypotheses, source)
+
+
+def _judged(
+    name: str,
+    sides: tuple[float, float, float, float],
+    is_identity: bool,
+    discretisation: float,
+    hypotheses: Iterable[str],
+    source: str,
+) -> Check:
+    lhs, rhs, margin, stderr = sides
+    reason = "; ".join(h for h in hypotheses if h)
+    slack = ERRORS * stderr + discretisation + ROUNDING * max(abs(lhs), abs(rhs))
+    violated = abs(margin) > slack if is_identity else margin < -slack
+    verdict = UNFOUNDED if reason else VIOLATED if violated else HOLDS
+    return Check(name, margin, stderr, verdict, lhs, rhs, discretisation, reason, source)
+
+
+def _sides(name: str, lhs: Values, rhs: Values, stderr: float) -> tuple[float, float, float, float]:
+    """Both sides, the margin and its standard error."""
+    left, right = (_values(name, side) for side in (lhs, rhs))
+    for side in (left, right):
+        if not np.isfinite(side).all():
+            raise ValueError(f"{name}: a side is not finite ({side}); an inequality needs two numbers.")
+    margin, error = mean_and_error(right - left) if (right - left).ndim else (float(right - left), stderr)
+    return float(left.mean()), float(right.mean()), margin, error
+
+
+def _values(name: str, side: Values) -> np.ndarray:
+    dims = side.dims if isinstance(side, xr.DataArray) else ()
+    values = np.asarray(side, dtype=float)
+    if values.ndim > 1 or (dims and dims != ("replica",)):
+        raise ValueError(
+            f"{name}: a side has shape {values.shape}{f' over {dims}' if dims else ''}; expected a number or one value "
+            "per replica. Select one time with .sel(time=...)."
+        )
+    return values
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean over replicas and its standard error.    (R,)."""
+    found = replicas.mean_and_error(xr.DataArray(values, dims="replica", name="margin"))
+    return float(found), float(found["stderr"])
+
+
+def of_means(
+    name: str,
+    sides: Callable[..., tuple[float, float]],
+    arguments: tuple[Values, ...],
+    hypotheses: list[str],
+    source: str,
+) -> Check:
+    """An inequality between functions of means; the margin's error by the jackknife over replicas."""
+    columns = [_values(name, argument) for argument in arguments]
+    if any(not np.isfinite(c).all() or float(c.mean()) < -ROUNDING for c in columns):
+        shown = ", ".join(f"{float(c.mean()):.4g}" for c in columns)
+        raise ValueError(
+            f"{name}: entropy, Fisher information and distance are finite and not negative; got means {shown}. An "
+            "estimate below zero is noise: use more particles."
+        )
+
+    def both(mean: np.ndarray) -> np.ndarray:
+        lhs, rhs = sides(*np.maximum(mean, 0.0))
+        return np.array([rhs - lhs, lhs, rhs])
+
+    if any(c.ndim for c in columns):
+        samples = np.stack(np.broadcast_arrays(*columns), axis=-1)
+        found, errors = replicas.jackknife(both, samples)
+    else:
+        found, errors = both(np.array([float(c) for c in columns])), np.zeros(3)
+    if math.isnan(found[0]):
+        # The bound does not exist without its hypothesis; there is no number to show.
+        reason = "; ".join(h for h in hypotheses if h)
+        return Check(name, math.nan, math.nan, UNFOUNDED, float(found[1]), math.nan, 0.0, reason, source)
+    return inequality(
+        name, float(found[1]), float(found[2]), stderr=float(errors[0]), hypotheses=hypotheses, source=source
+    )
