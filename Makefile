@@ -9,7 +9,7 @@ TYPED = build/typed
 SOURCES = mfsde scenarios analysis examples benchmarks tests setup.py
 
 .DEFAULT_GOAL = help
-.PHONY: help env demo demo-small test lint format bench clean
+.PHONY: help env demo demo-small examples coverage test lint format bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,12 @@ demo: $(STAMP)  ## train the digits network, store runs/digits.zarr, draw runs/d
 
 demo-small: $(STAMP)  ## the same in a few seconds
 	$(BIN)/python examples/digits.py --small --folder runs/small
+
+examples: $(STAMP)  ## run every example in its short form, into runs/examples
+	mkdir -p runs/examples
+	for name in rates chaos entropy plots; do $(BIN)/python examples/$$name.py --small --folder runs/examples || exit 1; done
+	$(BIN)/python examples/theory.py --small
+	cd runs/examples && MPLBACKEND=agg $(CURDIR)/$(BIN)/python $(CURDIR)/examples/convergence.py
 
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
@@ -44,6 +50,9 @@ format: $(STAMP)  ## let ruff rewrite the sources
 
 bench: $(STAMP)  ## measure speed and memory, print a table, write build/bench.json
 	$(BIN)/python -m benchmarks
+
+coverage: $(STAMP)  ## what the 95 % intervals of rates cover, over hundreds of repeats (about half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) build *.egg-info mfsde/*.so

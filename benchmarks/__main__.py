@@ -18,7 +18,7 @@ import torch
 
 from mfsde import noise, provenance
 
-MODULES = ("noise", "steps", "network", "streaming", "memory")
+MODULES = ("noise", "steps", "network", "streaming", "memory", "transport", "entropy")
 OUT = Path("build/bench.json")
 
 

@@ -31,6 +31,8 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 }
 # Annotations of fields that say how their text is read; other fields take any Python literal, or the text itself.
 PLAIN = {"int": int, "float": float, "str": str, "bool": bool}
+# What messages of the library call by keyword, as options.
+KEYWORDS = {"overwrite=True": "--overwrite", "reference=...": "--reference STORE", "start=": "--start "}
 REQUIRED = ("n_particles", "horizon", "dt", "seed")
 CHECKPOINTS = 20
 
@@ -78,7 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _as_command(message: str) -> str:
     """The next move that a message names, as one types it on the command line."""
-    return re.sub(r"mfsde\.resume\('([^']*)'\)", r"mfsde resume \1", message).replace("overwrite=True", "--overwrite")
+    message = re.sub(r"mfsde\.resume\('([^']*)'\)", r"mfsde resume \1", message)
+    for keyword, option in KEYWORDS.items():
+        message = message.replace(keyword, option)
+    return message
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,7 +114,22 @@ def _parser() -> argparse.ArgumentParser:
         help="values of a field or of a setting (particles, dt, seed, ...); repeatable",
     )
     sweep.add_argument("--out", metavar="FOLDER", required=True, help="folder for the runs and for table.zarr")
+    _analyse_options(_command(commands, "analyse", _analyse, "distance, rate and entropy of a stored run"))
     return parser
+
+
+def _analyse_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", help="folder of the run")
+    parser.add_argument(
+        "--to", choices=("invariant", "limit"), help="the scenario's law to measure W₂ to (default: what it has)"
+    )
+    parser.add_argument("--reference", metavar="STORE", help="measure W₂ to another run instead, without its floor")
+    parser.add_argument("--last", action="store_true", help="compare with the reference's last frame, at every time")
+    parser.add_argument("--start", type=float, metavar="T", help="first time of the rate's window")
+    parser.add_argument("--stop", type=float, metavar="T", help="last time of the rate's window")
+    parser.add_argument("--out", metavar="STORE", help="store the series as a Zarr dataset")
+    parser.add_argument("--figure", metavar="FILE", help="draw them (png, pdf, svg)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
 
 
 def _command(commands: Any, name: str, function: Callable[..., None], text: str) -> argparse.ArgumentParser:
@@ -202,6 +222,40 @@ def _sweep(options: argparse.Namespace) -> None:
     table.to_zarr(folder / "table.zarr", mode="w", zarr_format=3, consolidated=False)
     print(table)
     print(f"stored in {folder / 'table.zarr'}, one run each beside it")
+
+
+def _analyse(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from . import open_run, provenance
+    from .analysis.overview import overview
+    from .store import read_settings
+
+    if options.last and not options.reference:
+        raise UsageError("--last chooses a frame of --reference STORE, which is missing.")
+    if options.out and Path(options.out).exists() and not options.overwrite:
+        raise UsageError(f"{options.out} exists; choose another --out, or pass --overwrite.")
+    run = open_run(options.store)
+    scenario = None
+    try:
+        scenario = provenance.rebuild(read_settings(options.store))
+    except provenance.CannotRebuild as problem:
+        if not options.reference:
+            raise UsageError(f"{problem}; compare with another run: --reference STORE.") from problem
+    reference = open_run(options.reference) if options.reference else None
+    if reference is not None and options.last:
+        reference = reference.isel(time=-1, drop=True)
+    found = overview(run, scenario, to=options.to, reference=reference, start=options.start, stop=options.stop)
+    print(found.table())
+    if options.out:
+        found.dataset().to_zarr(options.out, mode="w", zarr_format=3, consolidated=False)
+        print(f"stored in {options.out}: xarray.open_zarr({options.out!r}, consolidated=False)")
+    if options.figure:
+        from .analysis import plots
+
+        figure = plots.summary(run, found.measured["distance"], found.rate, law=found.law)
+        figure.savefig(options.figure, dpi=130)
+        print(f"drawn in {options.figure}")
 
 
 def _observables_only(run: xr.Dataset) -> xr.Dataset:

@@ -137,3 +137,8 @@ def test_an_installed_wheel_imports_and_runs_from_another_directory(tmp_path, co
     here = mfsde.simulate(MeanFieldOU(), n_particles=300, horizon=0.1, dt=0.01, seed=1)
     # Without a compiler every result stays the same.
     assert here.position.values.tobytes().hex()[-64:] == bits
+
+
+def test_the_readme_shows_the_example_that_is_run():
+    code = (ROOT / "examples" / "convergence.py").read_text().split('"""\n\n', 1)[1].strip()
+    assert code in (ROOT / "README.md").read_text()
