@@ -37,18 +37,27 @@ FEWEST = 3
 
 
 def quantile_values(gap: Points, own: Points | None = None) -> Points:
-    """Jackknife values of the mean over r ≠ s of ⟨gap_r, gap_s⟩/N, for differences of quantile functions.    (R, N).
+    """Jackknife values of the mean over r ≠ s of ⟨gap_r, gap_s⟩/N, for differences of quantile functions.
 
-    `own` is |gap_r|²/N, (R,), where it is known already.
+    Args:
+        gap: (..., R, N).
+        own: |gap_r|²/N, (..., R), where it is known already.
+
+    Returns:
+        (..., R).
+
     """
-    r, n = gap.shape
-    own = np.einsum("rn,rn->r", gap, gap) / n if own is None else own
-    total = gap.sum(0)
-    whole = float(total @ total) / n
-    along = gap @ total / n
-    full = (whole - own.sum()) / (r * (r - 1))
-    without = (whole - 2 * along + 2 * own - own.sum()) / ((r - 1) * (r - 2))
-    return pseudo_values(np.asarray(full), without)
+    r, n = gap.shape[-2:]
+    own = np.einsum("...rn,...rn->...r", gap, gap) / n if own is None else own
+    total = gap.sum(-2)
+    whole = np.einsum("...n,...n->...", total, total)[..., None] / n
+    along = np.einsum("...rn,...n->...r", gap, total) / n
+    every = own.sum(-1, keepdims=True)
+    full = (whole - every) / (r * (r - 1))
+    without = (whole - 2 * along + 2 * own - every) / ((r - 1) * (r - 2))
+    # Tukey's pseudo-values, with the replicas on the last axis.
+    values: Points = r * full - (r - 1) * without
+    return values
 
 
 def moment_values(first: tuple[Points, Points], second: tuple[Points, Points]) -> tuple[Points, Points]:

@@ -18,6 +18,9 @@ from .labels import apply, described, replicated, threaded
 Points = np.ndarray
 Weights = np.ndarray | None
 Flow = Law | Callable[[float], Law]
+Many = Callable[[Points, Weights, list[Law]], tuple[Points, ...]]
+
+PIECE = 200_000  # values
 
 
 def to_law(run: xr.Dataset | xr.DataArray, law: Flow) -> xr.DataArray:
@@ -51,11 +54,9 @@ def to_law(run: xr.Dataset | xr.DataArray, law: Flow) -> xr.DataArray:
     d, r = position.sizes["component"], position.sizes.get("replica", 1)
     arrays, cores = replicated(position, weight)
 
-    def one(x: Points, p: Weights, at: Law) -> tuple[Points, Points, Points]:
-        return _line_to_law(x, p, at) if d == 1 else _gaussian_to_law(x, p, at)
-
+    many: Many = _line_to_law if d == 1 else each(_gaussian_to_law)
     values, below, unbiased = apply(
-        block_over(one, law, d, 3),
+        block_over(many, law, d, 3),
         times_of(position, law),
         *arrays,
         input_core_dims=[[], *cores],
@@ -76,8 +77,8 @@ def to_law(run: xr.Dataset | xr.DataArray, law: Flow) -> xr.DataArray:
     )
 
 
-def block_over(one: Callable[..., tuple[Points, ...]], law: Flow, d: int, outputs: int) -> Callable[..., Any]:
-    """A block function over times of a function of (particles of all replicas, masses, the law at that time)."""
+def block_over(many: Many, law: Flow, d: int, outputs: int) -> Callable[..., Any]:
+    """A block function over times of a function of several of them: (T, R, N, d), (T, R, N), T laws -> (T, ...), ..."""
 
     def block(t: Points, x: Points, *masses: Points) -> tuple[Points, ...]:
         if masses:
@@ -88,15 +89,31 @@ def block_over(one: Callable[..., tuple[Points, ...]], law: Flow, d: int, output
         rows = x.reshape(-1, *x.shape[-3:])
         # Masses may be constant in time.
         shares = np.broadcast_to(masses[0], x.shape[:-1]).reshape(rows.shape[:-1]) if masses else None
+        # Before the threads: a user's function holds the interpreter's lock.
+        laws = [at_time(law, float(t), d) for t in times]
+
+        # Pieces that stay in the cache, and are long enough for the threads to leave one another alone.
+        size = max(1, PIECE // rows[0].size)
 
         def at(k: int) -> tuple[Points, ...]:
-            return one(rows[k], None if shares is None else shares[k], at_time(law, float(times[k]), d))
+            piece = slice(k * size, (k + 1) * size)
+            return many(rows[piece], None if shares is None else shares[piece], laws[piece])
 
-        found = threaded(at, len(rows), os.cpu_count() or 1)
-        arrays = [np.array([f[i] for f in found]) for i in range(outputs)]
+        found = threaded(at, math.ceil(len(rows) / size), os.cpu_count() or 1)
+        arrays = [np.concatenate([f[i] for f in found]) for i in range(outputs)]
         return tuple(a.reshape(lead + a.shape[1:]) for a in arrays)
 
     return block
+
+
+def each(one: Callable[[Points, Weights, Law], tuple[Points, ...]]) -> Many:
+    """A function of one time, over several."""
+
+    def many(x: Points, p: Weights, laws: list[Law]) -> tuple[Points, ...]:
+        found = [one(x[k], None if p is None else p[k], law) for k, law in enumerate(laws)]
+        return tuple(np.array(part) for part in zip(*found, strict=True))
+
+    return many
 
 
 def at_time(law: Flow, t: float, d: int) -> Law:
@@ -118,21 +135,28 @@ def times_of(position: xr.DataArray, law: Flow) -> xr.DataArray:
     return xr.DataArray(0.0)
 
 
-def _line_to_law(x: Points, p: Weights, law: Law) -> tuple[Points, Points, Points]:
-    """W₂ to a law on the line, its floor, and the jackknife values.    (R, N, 1), (R, N) or None."""
-    n = x.shape[1]
+def _line_to_law(x: Points, p: Weights, laws: list[Law]) -> tuple[Points, ...]:
+    """W₂ to laws on the line, its floor, and the jackknife values.    (T, R, N, 1) -> (T, R), (T,), (T, R)."""
     if p is not None:
-        roots = np.array([math.sqrt(line.law_cost(y[:, 0], w, law)) for y, w in zip(x, _normalised(p), strict=True)])
-        return roots, np.sqrt(line.sampling_cost(law, _effective(p))), roots
-    means, within = line.even_cells(law, n)
+        return each(_weighted_to_law)(x, p, laws)
+    r, n = x.shape[1:3]
+    found = [line.even_cells(law, n) for law in laws]
+    means, within = np.stack([cells for cells, _ in found]), np.array([rest for _, rest in found])
     quantiles = np.sort(x[..., 0], axis=-1)
     # Infinities and NaN are sorted to the ends.
-    particles.check_finite(quantiles[:, [0, -1]], "W₂ to a law")
-    gap = np.subtract(quantiles, means, dtype=np.float64)
-    own = np.einsum("rn,rn->r", gap, gap) / n
-    roots = np.sqrt(own + within)
-    values = floor.quantile_values(gap, own) if len(x) >= floor.FEWEST else roots
-    return roots, np.sqrt(line.sampling_cost(law, n)), values
+    particles.check_finite(quantiles[..., [0, -1]], "W₂ to a law")
+    gap = np.subtract(quantiles, means[:, None], dtype=np.float64)
+    own = np.einsum("trn,trn->tr", gap, gap) / n
+    roots = np.sqrt(own + within[:, None])
+    below = np.sqrt([line.sampling_cost(law, n) for law in laws])
+    return roots, below, floor.quantile_values(gap, own) if r >= floor.FEWEST else roots
+
+
+def _weighted_to_law(x: Points, p: Weights, law: Law) -> tuple[Points, Points, Points]:
+    """The same for unequal masses at one time; products of replicas need common cells, which these have not."""
+    shares = _normalised(np.asarray(p))
+    roots = np.array([math.sqrt(line.law_cost(y[:, 0], w, law)) for y, w in zip(x, shares, strict=True)])
+    return roots, np.sqrt(line.sampling_cost(law, _effective(shares))), roots
 
 
 def _gaussian_to_law(x: Points, p: Weights, law: Law) -> tuple[Points, Points, Points]:

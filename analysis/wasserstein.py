@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from mfsde import EmpiricalMeasure, Gaussian
 from mfsde.measure import Law, period_lengths
@@ -28,9 +27,10 @@ from mfsde.measure import Law, period_lengths
 from . import bures, floor, line, particles
 from .ground import check_metric, squared_distances
 from .labels import apply, described, replicated, threaded
-from .laws import Flow, block_over, times_of
+from .laws import Flow, block_over, each, times_of
 from .laws import to_law as to_law
 from .replicas import count
+from .sinkhorn import sinkhorn_divergence as sinkhorn_divergence
 
 # A program above this many bytes is refused; above this many seconds in all it is announced.
 LARGEST_MEMORY = 6 * 2**30
@@ -209,56 +209,6 @@ def sliced(a: Any, b: Any, *, n_directions: int = 200, seed: int = 0) -> Estimat
     return Estimate(value, float(squared.std(ddof=1) / math.sqrt(n_directions)) / (2 * value) if value > 0 else 0.0)
 
 
-def sinkhorn_divergence(
-    x: Tensor, y: Tensor, reg: float, *, iterations: int = 10_000, tolerance: float = 1e-9
-) -> Tensor:
-    """S_ε(x, y) = OT_ε(x, y) - ½ OT_ε(x, x) - ½ OT_ε(y, y) with cost |x - y|²: a smooth stand-in for W₂², for torch.
-
-    Differentiable in the points (by the envelope theorem, without unrolling), on any device. It is not W₂²: it tends to
-    it as reg → 0, at a price in iterations; between samples use `distance`.
-
-    Args:
-        x: (N, d) floating tensor.
-        y: (M, d), same dtype and device.
-        reg: ε > 0, in squared units of the state.
-        iterations: most Sinkhorn iterations.
-        tolerance: on the marginals' error, in total variation.
-
-    Raises:
-        ValueError: points that are not finite, ε <= 0.
-        RuntimeError: not converged.
-
-    Source: Feydy, Séjourné, Vialard, Amari, Trouvé, Peyré (2019).
-
-    """
-    if not reg > 0:
-        raise ValueError(f"sinkhorn_divergence: reg = {reg}; expected a positive ε in squared units of the state.")
-    for name, z in (("x", x), ("y", y)):
-        if z.ndim != 2 or not z.is_floating_point() or not bool(torch.isfinite(z).all()):
-            raise ValueError(f"sinkhorn_divergence: {name} must be a finite floating tensor (N, d).")
-    parts = [_entropic(u, v, reg, iterations, tolerance) for u, v in ((x, y), (x, x), (y, y))]
-    return parts[0] - 0.5 * parts[1] - 0.5 * parts[2]
-
-
-def _entropic(x: Tensor, y: Tensor, reg: float, iterations: int, tolerance: float) -> Tensor:
-    """OT_ε by its dual at the optimal potentials, which carries the gradient of the cost alone."""
-    import ot
-
-    cost = (x.unsqueeze(1) - y.unsqueeze(0)).square().sum(-1)
-    p, q = (z.new_full((len(z),), 1 / len(z)) for z in (x, y))
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            plan = ot.bregman.sinkhorn_log(p, q, cost, reg, numItermax=iterations, stopThr=tolerance)
-        except UserWarning as problem:
-            raise RuntimeError(
-                f"Sinkhorn between {len(x)} and {len(y)} points did not converge at ε = {reg}; raise reg or iterations."
-            ) from problem
-        relative = torch.xlogy(plan, plan / (p.unsqueeze(1) * q)).sum()
-    value: Tensor = (plan * cost).sum() + reg * relative
-    return value
-
-
 # Labelled: runs in, DataArrays out
 
 
@@ -409,7 +359,7 @@ def debiased(
         units=f"({position.attrs.get('units', '1')})²" if position.attrs.get("units", "1") != "1" else "1",
         power=2,
         estimator=f"jackknife values over replicas, {estimator}",
-        n_particles=position.sizes["particle"],
+        n_particles=min(z.sizes["particle"] for z in (position, target) if isinstance(z, xr.DataArray)),
     )
 
 
@@ -446,7 +396,7 @@ def _debiased_from_law(
         return how.values(x, p, at, None)
 
     found: tuple[xr.DataArray, ...] = apply(
-        block_over(one, law, d, 3),
+        block_over(each(one), law, d, 3),
         times_of(position, law),
         *arrays,
         input_core_dims=[[], *cores],

@@ -25,7 +25,7 @@ def labelled(values: np.ndarray) -> xr.DataArray:
 
 
 def to_law(dtype: type) -> dict:
-    """Against one sort of the same array and the quantile quadrature, written down plainly."""
+    """Against one sort of the same array and the quadrature of the laws' quantiles, written down plainly."""
     t, r, n = 50, 20, 2000
     values = np.random.default_rng(0).normal(size=(t, r, n, 1)).astype(dtype)
     run = labelled(values)
@@ -37,8 +37,10 @@ def to_law(dtype: type) -> dict:
         quantiles = np.sort(values[..., 0], axis=-1)
         z = special.ndtri(np.arange(n + 1) / n)
         cells = -np.diff(np.exp(-0.5 * z**2)) * n / math.sqrt(2 * math.pi)
-        times = run["time"].values[:, None, None]
-        return np.sqrt(np.mean((quantiles - (times + np.sqrt(1 + times) * cells)) ** 2, axis=-1))
+        laws = [law(float(time)) for time in run["time"].values]
+        mean = np.array([float(one.mean[0]) for one in laws])[:, None, None]
+        deviation = np.array([float(one.cov[0, 0]) for one in laws])[:, None, None] ** 0.5
+        return np.sqrt(np.mean((quantiles - (mean + deviation * cells)) ** 2, axis=-1))
 
     seconds = interleaved({"to_law": lambda: wasserstein.to_law(run, law), "plain": plain}, repeats=21)
     case = f"W₂ to a 1-D law with floor, (T, R, N) = ({t}, {r}, {n}), {np.dtype(dtype)}"

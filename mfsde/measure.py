@@ -341,19 +341,12 @@ class Gaussian(Law):
                 f"Gaussian: mean has shape {tuple(m.shape)} and cov {tuple(c.shape)}; expected (d,) and (d, d). "
                 "In one dimension write Gaussian([m], [[v]])."
             )
-        values, vectors = torch.linalg.eigh((c + c.T) / 2)
-        tolerance = 1e-12 * max(1.0, float(values.abs().max()))
-        if not torch.allclose(c, c.T, rtol=1e-10, atol=1e-12) or float(values.min()) < -tolerance:
-            raise ValueError(
-                f"Gaussian: cov is not a covariance (smallest eigenvalue {float(values.min()):.3g}, asymmetry "
-                f"{float((c - c.T).abs().max()):.3g}); expected a symmetric positive semi-definite matrix."
-            )
+        root, failed = torch.linalg.cholesky_ex(c)
+        # A factor of an exactly symmetric matrix proves that it is a covariance; what has none is looked at.
+        sound = torch.equal(c, c.T) and not bool(failed) and not bool(torch.isnan(root).any())
         object.__setattr__(self, "mean", m)
         object.__setattr__(self, "cov", c)
-        root, failed = torch.linalg.cholesky_ex(c)
-        degenerate = bool(failed) or bool(torch.isnan(root).any())
-        factor = vectors * values.clamp(min=0).sqrt() if degenerate else root
-        object.__setattr__(self, "_factor", factor)
+        object.__setattr__(self, "_factor", root if sound else _root_of_covariance(c))
 
     @property
     def dim(self) -> int:
@@ -408,6 +401,21 @@ class Gaussian(Law):
         z = torch.cartesian_prod(*[nodes] * self.dim).reshape(-1, self.dim)
         w = torch.cartesian_prod(*[weights / weights.sum()] * self.dim).reshape(-1, self.dim).prod(-1)
         return EmpiricalMeasure(self.from_variates(z), w)
+
+
+def _root_of_covariance(c: Tensor) -> Tensor:
+    """Q Λ^{1/2} of a covariance that is singular, or symmetric up to rounding.    ValueError if it is none."""
+    values, vectors = torch.linalg.eigh((c + c.T) / 2)
+    tolerance = 1e-12 * max(1.0, float(values.abs().max()))
+    if not torch.allclose(c, c.T, rtol=1e-10, atol=1e-12) or float(values.min()) < -tolerance:
+        raise ValueError(
+            f"Gaussian: cov is not a covariance (smallest eigenvalue {float(values.min()):.3g}, asymmetry "
+            f"{float((c - c.T).abs().max()):.3g}); expected a symmetric positive semi-definite matrix."
+        )
+    root, failed = torch.linalg.cholesky_ex(c)
+    degenerate = bool(failed) or bool(torch.isnan(root).any())
+    factor: Tensor = vectors * values.clamp(min=0).sqrt() if degenerate else root
+    return factor
 
 
 @dataclass(frozen=True, eq=False)
