@@ -1,1 +1,12 @@
-"""Analysis: datasets and laws in, datasets or numbers out. Nothing here simulates."""
+"""Analysis: datasets and laws in, datasets or numbers out. Nothing here simulates.
+
+What one calls: `wasserstein` (distances), `unbalanced` (measures of other mass), `rates`, `chaos` (particles against
+their limit), `entropy`, `theory` and `contraction` (theorems as checks), `plots`, `overview` (all of it for one run).
+
+What they stand on:
+    runs as arrays, errors: `particles`, `labels`, `replicas`
+    transport: `ground`, `line`, `bures`, `laws`, `floor`, `sinkhorn`
+    entropy: `neighbours`, `log_density`, `normalisation`, `quadrature`, `annealing`, `score_matching`
+    theorems: `check`, `gibbs`, `free_energy`
+    pictures: `axes`, `curves`, `clouds`, `limits`, `histograms`, `animations`, `fields`
+"""

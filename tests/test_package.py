@@ -142,3 +142,16 @@ def test_an_installed_wheel_imports_and_runs_from_another_directory(tmp_path, co
 def test_the_readme_shows_the_example_that_is_run():
     code = (ROOT / "examples" / "convergence.py").read_text().split('"""\n\n', 1)[1].strip()
     assert code in (ROOT / "README.md").read_text()
+
+
+def test_the_files_of_the_analysis_import_in_one_direction():
+    files = {file.stem: file for file in (ROOT / "analysis").glob("*.py")}
+    needs = {
+        name: {head for module, relative in imports(file) if relative and (head := module.split(".")[0]) in files}
+        for name, file in files.items()
+    }
+    done: set[str] = set()
+    while len(done) < len(needs):
+        ready = {name for name, left in needs.items() if name not in done and left <= done}
+        assert ready, f"a circle among {sorted(set(needs) - done)}"
+        done |= ready
