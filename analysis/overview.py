@@ -5,12 +5,11 @@ Behind `mfsde analyse`; every number comes from the file that owns it.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 import xarray as xr
-
-from mfsde.measure import Law
 
 from . import chaos, entropy, particles, rates, replicas, wasserstein
 from .gibbs import Gibbs
@@ -19,6 +18,7 @@ from .rates import Rate
 
 TARGETS = ("invariant", "limit")
 SHOWN = 11  # rows of the printed table
+SETTLED = 3.0  # standard errors by which a reference may still move
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,13 @@ class Overview:
     law: Flow | None
     rate: Rate | None
     notes: tuple[str, ...]
+    source: str = ""
 
     def dataset(self) -> xr.Dataset:
         """The series as one dataset, the rate in its attributes; errors and floors are named after their series."""
         parts = [_own_coordinates(name, values) for name, values in self.measured.items()]
         data = xr.merge(parts, join="exact", compat="equals")
-        data.attrs = {"long_name": "analysis of a run", "notes": "; ".join(self.notes)}
+        data.attrs = {"long_name": "analysis of a run", "run": self.source, "notes": "; ".join(self.notes)}
         if self.rate is not None:
             data.attrs |= {f"rate_{key}": value for key, value in self.rate.attributes().items()}
         return data
@@ -43,7 +44,9 @@ class Overview:
         """Replica means ± standard errors at some times, the rate, and the notes, as text."""
         series = {name: _with_error(values) for name, values in self.measured.items()}
         times = self.measured["distance"]["time"].values
-        lines = ["      time" + "".join(f"{_heading(name, values):>28}" for name, values in series.items())]
+        lines = [f"{name}: {values.attrs.get('long_name', name)}" for name, values in self.measured.items()]
+        heads = "".join(f"{_heading(name, values):>28}" for name, values in series.items())
+        lines += ["", "      time" + heads]
         for k in range(0, len(times), max(1, (len(times) - 1) // (SHOWN - 1))):
             cells = [f"{_cell(values.isel(time=k)):>28}" for values in series.values()]
             lines.append(f"{times[k]:10.4g}" + "".join(cells))
@@ -58,6 +61,7 @@ def overview(
     *,
     to: str | None = None,
     reference: xr.Dataset | None = None,
+    last: bool = False,
     start: float | None = None,
     stop: float | None = None,
 ) -> Overview:
@@ -66,8 +70,9 @@ def overview(
     Args:
         run: a run with particles and replicas.
         scenario: its scenario; where it has `log_invariant` or `limit`, a law to compare with.
-        to: "invariant" or "limit"; by default the first that the scenario has. Ignored with a reference.
-        reference: another run at the same times, or one without `time` (a last frame).
+        to: "invariant" or "limit"; by default the first that the scenario has.
+        reference: another run at the same times.
+        last: compare with the reference's last frame, at every time.
         start: first time of the rate's window.
         stop: last time of it.
 
@@ -76,31 +81,67 @@ def overview(
         available.
 
     Raises:
-        ValueError: nothing to compare with; a law of the wrong dimension; as the functions called.
+        ValueError: nothing to compare with, or two things; the reference is the run itself; as the functions called.
 
     """
-    dim = particles.positions(run).sizes["component"]
-    notes: list[str] = []
-    law = None
+    if reference is not None and to is not None:
+        raise ValueError(f"overview: to = {to!r} and a reference are two things to compare with; leave one out.")
+    notes = [_unfinished(run, "run")] if "status" in run.attrs else []
+    law, series = None, {}
     if reference is not None:
-        series = {"distance": wasserstein.debiased(run, reference).load()}
-        if "time" in particles.positions(reference, "reference").dims:
+        series["distance"] = _to_reference(run, reference, last, notes)
+        if not last:
             _try(series, notes, "coupling_error", lambda: chaos.coupling_error(run, reference))
     else:
-        law = target(scenario, dim, to)
-        series = {"distance": wasserstein.to_law(run, law).load()}
+        law, name = target(scenario, particles.positions(run).sizes["component"], to)
+        distance = wasserstein.to_law(run, law).load()
+        series["distance"] = distance.assign_attrs(long_name=f"Wasserstein distance W₂ to {name}")
     if scenario is not None and hasattr(scenario, "log_invariant"):
         _try(series, notes, "relative_entropy", lambda: _relative_entropy(run, scenario))
     rate = None
     try:
         rate = rates.exponential(series["distance"], start=start, stop=stop)
     except ValueError as problem:
-        notes.append(str(problem))
-    return Overview(series, law, rate, tuple(notes))
+        notes.append(str(problem) if isinstance(problem, rates.Unresolved) else f"no rate: {problem}")
+    return Overview(series, law, rate, tuple(note for note in notes if note), str(run.attrs.get("digest", "")))
 
 
-def target(scenario: Any, dim: int, to: str | None) -> Flow:
-    """The law a scenario is compared with: its invariant law, normalised by quadrature, or its limit at every time.
+def _to_reference(run: xr.Dataset, reference: xr.Dataset, last: bool, notes: list[str]) -> xr.DataArray:
+    """W₂² to a reference without the floor, with a note when the reference is no fixed law."""
+    if _same(run, reference):
+        if not last:
+            raise ValueError("overview: the reference is the run itself; pass another one, or last=True.")
+        notes.append("the reference is the run itself, so W₂ is forced to 0 at its end; a longer run is a better one")
+    if not last:
+        found: xr.DataArray = wasserstein.debiased(run, reference).load()
+        return found.assign_attrs(long_name="squared W₂ to the reference at the same time, floor removed")
+    notes.append(_unfinished(reference, "reference"))
+    final = reference.isel(time=-1, drop=True)
+    if reference.sizes["time"] > 1:
+        middle = reference.isel(time=[reference.sizes["time"] // 2])
+        still = "quantile" if middle.sizes["component"] == 1 else "gaussian"
+        with contextlib.suppress(ValueError):
+            moved = replicas.mean_and_error(wasserstein.debiased(middle, final, estimator=still).isel(time=0))
+            if float(moved) > SETTLED * float(moved["stderr"]):
+                notes.append(
+                    f"the reference still moves: W₂² = {float(moved):.2g} ± {float(moved['stderr']):.1g} between its "
+                    "middle and its end. Rates against a law that is not reached are wrong; take a longer reference"
+                )
+    found = wasserstein.debiased(run, final).load()
+    return found.assign_attrs(long_name="squared W₂ to the reference's last frame, floor removed")
+
+
+def _same(run: xr.Dataset, reference: xr.Dataset) -> bool:
+    return run is reference or ("digest" in run.attrs and run.attrs["digest"] == reference.attrs.get("digest"))
+
+
+def _unfinished(run: xr.Dataset, name: str) -> str:
+    status = run.attrs.get("status", "complete")
+    return "" if status == "complete" else f"the {name} is {status}: it has frames up to t = {float(run['time'][-1]):g}"
+
+
+def target(scenario: Any, dim: int, to: str | None) -> tuple[Flow, str]:
+    """The law a scenario is compared with, and its name: the invariant law, by quadrature, or the limit at every time.
 
     Raises:
         ValueError: it has neither, not the one asked for, or an invariant law in d > 2.
@@ -113,13 +154,12 @@ def target(scenario: Any, dim: int, to: str | None) -> Flow:
     if chosen is None or not has[chosen]:
         raise ValueError(
             f"{type(scenario).__name__} in dimension {dim} offers no {chosen or 'law'} to compare with "
-            "(log_invariant(x) in d <= 2, or limit(t)); compare with another run: reference=..."
+            "(log_invariant(x) in d <= 2, or limit(t)). Simulate a longer run and compare with its end: "
+            "reference=..., last=True."
         )
     if chosen == "limit":
-        limit: Flow = scenario.limit
-        return limit
-    invariant: Law = Gibbs(scenario.log_invariant, dim)
-    return invariant
+        return scenario.limit, "the limit at every time"
+    return Gibbs(scenario.log_invariant, dim), "the invariant law"
 
 
 def _relative_entropy(run: xr.Dataset, scenario: Any) -> xr.DataArray:

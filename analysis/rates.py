@@ -136,7 +136,8 @@ def _power(distance: xr.DataArray) -> int:
     power = distance.attrs.get("power")
     if power not in (1, 2):
         raise ValueError(
-            f"rates.exponential: attrs['power'] is {power!r}; set it to 1 for W₂ or 2 for W₂² (λ is W₂'s)."
+            f"rates.exponential: attrs['power'] is {power!r}; set it to 1 (the rate of the series itself, or of W₂) or "
+            "to 2 (a squared distance: λ is that of its root)."
         )
     count(distance)
     return int(power)
@@ -146,7 +147,7 @@ def _decaying(distance: xr.DataArray, power: int) -> tuple[Array, str, int]:
     """Samples (R, T) whose mean decays like e^{-exponent·λt}, in words, and the exponent."""
     values = distance.transpose("replica", "time")
     if power == 2:
-        return _floats(values), "log-linear fit of squared W₂", 2
+        return _floats(values), "log-linear fit of the squared distance", 2
     if "unbiased" in distance.coords:
         return _floats(distance["unbiased"].transpose("replica", "time")), "log-linear fit of W₂² without its floor", 2
     if "floor" in distance.coords:
@@ -167,14 +168,20 @@ def _window(t: Array, samples: Array, start: float | None, stop: float | None) -
     end = first
     while end < last and above[end]:
         end += 1
-    if end - first < FEWEST_POINTS:
-        best = float(np.max(mean[first:last] / np.maximum(error[first:last], 1e-300), initial=0.0))
+    if end - first >= FEWEST_POINTS:
+        return slice(first, end)
+    if last - first < FEWEST_POINTS:
         raise Unresolved(
-            f"no rate: from t = {t[first] if first < len(t) else start} on only {end - first} saved times stand "
-            f"{ABOVE_NOISE:g} standard errors above the floor (best: {best:.1f}), and a fit takes {FEWEST_POINTS}. "
-            "Save more often, use more particles or replicas, or start further from equilibrium."
+            f"no rate: start = {start} and stop = {stop} leave {max(0, last - first)} of the saved times "
+            f"{t[0]:g} ... {t[-1]:g}, and a fit takes {FEWEST_POINTS}. Widen the window, or save more often."
         )
-    return slice(first, end)
+    signal = mean[first:last] / np.maximum(error[first:last], 1e-300)
+    raise Unresolved(
+        f"no rate: from t = {t[first]:g} on, {end - first} saved times in a row stand {ABOVE_NOISE:g} standard errors "
+        f"above the floor, and a fit takes {FEWEST_POINTS} (they are "
+        f"{', '.join(f'{z:.1f}' for z in signal[:FEWEST_POINTS])}, ... of them above it). Save more often, use more "
+        "particles or replicas, or start further from equilibrium."
+    )
 
 
 class _LogLine:

@@ -527,14 +527,16 @@ def _cost(
 def _solved(solver: str, p: Points, q: Points, cost: Points) -> Any:
     import ot
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            return getattr(ot, solver)(p, q, cost, numItermax=ITERATIONS)
-        except UserWarning as problem:
-            raise RuntimeError(
-                f"transport between {len(p)} and {len(q)} points did not converge: {problem}"
-            ) from problem
+    # The outcome is read, not caught: filters of warnings belong to the process, and programs run in threads.
+    problem = None
+    try:
+        found, log = getattr(ot, solver)(p, q, cost, numItermax=ITERATIONS, log=True)
+        problem = log["warning"]
+    except UserWarning as raised:
+        problem = str(raised)
+    if problem is not None:
+        raise RuntimeError(f"transport between {len(p)} and {len(q)} points did not converge: {problem}")
+    return found
 
 
 def _checked_program(p: Points, q: Points, cost: Points) -> tuple[Points, Points, Points, float]:

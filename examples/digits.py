@@ -50,7 +50,8 @@ def main() -> None:
     print(table(run, distances))
     accuracy, error = mean_and_error(run.test_accuracy.isel(time=-1))
     reached = "" if options.small else f"; {GOAL} {'reached' if float(accuracy) >= GOAL else 'not reached'}"
-    print(f"\ntest accuracy {accuracy:.4f} ± {error:.4f} (standard error, {run.sizes['replica']} replicas){reached}")
+    measured = f"{float(accuracy):.4f} ± {float(error):.4f}"
+    print(f"\ntest accuracy {measured} (standard error, {run.sizes['replica']} replicas){reached}")
     floor = float(distances.floor_full.isel(time=-1).mean())
     print(
         f"W₂ between replicas in all {run.sizes['component']} dimensions, at the end: {floor:.2f}, the floor of "

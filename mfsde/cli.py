@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import xarray as xr
 
 # Command-line options that are settings of `simulate`, with the type of their value.
@@ -32,9 +34,14 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 # Annotations of fields that say how their text is read; other fields take any Python literal, or the text itself.
 PLAIN = {"int": int, "float": float, "str": str, "bool": bool}
 # What messages of the library call by keyword, as options.
-KEYWORDS = {"overwrite=True": "--overwrite", "reference=...": "--reference STORE", "start=": "--start "}
+KEYWORDS = {
+    "overwrite=True": "--overwrite",
+    "reference=..., last=True": "--reference STORE --last",
+    "start=": "--start ",
+}
 REQUIRED = ("n_particles", "horizon", "dt", "seed")
 CHECKPOINTS = 20
+FIGURES = (".png", ".pdf", ".svg")
 
 EPILOG = """\
 A scenario is a built-in name (mfsde list) or path/to/file.py:ClassName. Its fields are set with --set name=value.
@@ -125,6 +132,7 @@ def _analyse_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reference", metavar="STORE", help="measure W₂ to another run instead, without its floor")
     parser.add_argument("--last", action="store_true", help="compare with the reference's last frame, at every time")
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="use every K-th frame only")
     parser.add_argument("--start", type=float, metavar="T", help="first time of the rate's window")
     parser.add_argument("--stop", type=float, metavar="T", help="last time of the rate's window")
     parser.add_argument("--out", metavar="STORE", help="store the series as a Zarr dataset")
@@ -225,27 +233,27 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _analyse(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from . import open_run, provenance
     from .analysis.overview import overview
     from .store import read_settings
 
-    if options.last and not options.reference:
-        raise UsageError("--last chooses a frame of --reference STORE, which is missing.")
-    if options.out and Path(options.out).exists() and not options.overwrite:
-        raise UsageError(f"{options.out} exists; choose another --out, or pass --overwrite.")
-    run = open_run(options.store)
+    _check_analyse(options)
+    run = open_run(options.store).isel(time=slice(None, None, options.every))
+    described = read_settings(options.store)
     scenario = None
     try:
-        scenario = provenance.rebuild(read_settings(options.store))
+        scenario = provenance.rebuild(described)
     except provenance.CannotRebuild as problem:
         if not options.reference:
             raise UsageError(f"{problem}; compare with another run: --reference STORE.") from problem
-    reference = open_run(options.reference) if options.reference else None
-    if reference is not None and options.last:
-        reference = reference.isel(time=-1, drop=True)
-    found = overview(run, scenario, to=options.to, reference=reference, start=options.start, stop=options.stop)
+    if scenario is not None and provenance.source_digest(type(scenario)) != described.get("scenario_source"):
+        print(f"note: {described['scenario']} is not what it was when the run was made; its present laws are used.")
+    reference = None
+    if options.reference:
+        reference = open_run(options.reference)
+        reference = reference if options.last else reference.isel(time=slice(None, None, options.every))
+    window = {"start": options.start, "stop": options.stop}
+    found = overview(run, scenario, to=options.to, reference=reference, last=options.last, **window)
     print(found.table())
     if options.out:
         found.dataset().to_zarr(options.out, mode="w", zarr_format=3, consolidated=False)
@@ -256,6 +264,42 @@ def _analyse(options: argparse.Namespace) -> None:
         figure = plots.summary(run, found.measured["distance"], found.rate, law=found.law)
         figure.savefig(options.figure, dpi=130)
         print(f"drawn in {options.figure}")
+
+
+def _check_analyse(options: argparse.Namespace) -> None:
+    """Refuses what could only fail, or harm, after the work is done."""
+    from pathlib import Path
+
+    if options.last and not options.reference:
+        raise UsageError("--last chooses a frame of --reference STORE, which is missing.")
+    if options.to and options.reference:
+        raise UsageError("--to and --reference are two things to compare with; leave one out.")
+    if options.every < 1:
+        raise UsageError(f"--every {options.every}: expected a number of frames, 1 or more.")
+    if options.figure and Path(options.figure).suffix not in FIGURES:
+        raise UsageError(f"--figure {options.figure}: expected a file that ends in {', '.join(FIGURES)}.")
+    if options.figure and not Path(options.figure).parent.is_dir():
+        raise UsageError(f"--figure {options.figure}: there is no folder {Path(options.figure).parent}; make it first.")
+    if options.out and Path(options.out).exists():
+        _check_replaced(Path(options.out), options)
+
+
+def _check_replaced(out: Path, options: argparse.Namespace) -> None:
+    """An earlier analysis may be replaced when asked; nothing else may."""
+    import json
+    from pathlib import Path
+
+    inputs = [Path(store).resolve() for store in (options.store, options.reference) if store]
+    if out.resolve() in inputs:
+        raise UsageError(f"--out {out} is a run that is analysed; choose another.")
+    try:
+        attributes = json.loads((out / "zarr.json").read_text()).get("attributes", {})
+    except (OSError, ValueError):
+        attributes = {}
+    if attributes.get("long_name") != "analysis of a run":
+        raise UsageError(f"--out {out} exists and is no analysis; choose another, or remove it yourself.")
+    if not options.overwrite:
+        raise UsageError(f"--out {out} exists; choose another, or pass --overwrite.")
 
 
 def _observables_only(run: xr.Dataset) -> xr.Dataset:

@@ -6,6 +6,7 @@ Statistical tolerances are 4 standard errors, over directions, draws or replicas
 import ast
 import itertools
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -822,3 +823,11 @@ def test_runs_of_the_engine_go_in_as_they_are():
             attempt()
     with pytest.raises(ValueError, match=r"'time' differ: .* 2 shared; select the shared ones on both sides"):
         between(a, b.isel(time=slice(1, None)))
+
+
+def test_programs_in_threads_leave_the_filters_of_warnings_alone():
+    before = list(warnings.filters)
+    run = xr.DataArray(RNG.normal(size=(4, 5, 20, 2)), dims=("time", "replica", "particle", "component"))
+    debiased(run, run.isel(time=0), estimator="transport")
+    between(run, run)
+    assert list(warnings.filters) == before
