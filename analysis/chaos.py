@@ -99,7 +99,7 @@ def squared_error(run: xr.Dataset, reference: xr.Dataset, coarse_reference: xr.D
         errors.rename("squared_error"),
         run,
         reference,
-        long_name="coupling error |X^{i,N} - X̄^i|², mean over particles",
+        long_name="coupling error |X - X̄|²",
         estimator="synchronous coupling" + ("" if coarse_reference is None else ", plus the reference's own error"),
     )
 
@@ -118,7 +118,7 @@ def sup_error(run: xr.Dataset, reference: xr.Dataset) -> xr.DataArray:
         TypeError, ValueError: as `coupling_error`.
 
     """
-    return _mean(sup_squared_error(run, reference), "sup_error", "coupling error E sup_t |X^{i,N} - X̄^i|²")
+    return _mean(sup_squared_error(run, reference), "sup_error", "coupling error E sup |X - X̄|²")
 
 
 def sup_squared_error(run: xr.Dataset, reference: xr.Dataset) -> xr.DataArray:
@@ -142,7 +142,7 @@ def sup_squared_error(run: xr.Dataset, reference: xr.Dataset) -> xr.DataArray:
         errors.rename("sup_squared_error"),
         run,
         reference,
-        long_name="coupling error sup_t |X^{i,N} - X̄^i|², mean over particles",
+        long_name="coupling error sup |X - X̄|²",
         estimator=f"synchronous coupling, supremum over {run.sizes['time']} saved times",
     )
 
