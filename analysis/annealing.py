@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
-from .log_density import DROP, Density
+from .log_density import DROP, LogDensity
 
 Array = np.ndarray
 
@@ -24,18 +24,26 @@ ASCENTS, ASCENT_SCALES = 8, (1.0, 10.0, 100.0)
 KEPT_WEIGHT, ACCEPTANCE, MOST_STAGES = 0.5, 0.6, 200
 
 
-def log_constant(density: Density, d: int, seed: int, tolerance: float) -> tuple[float, float]:
-    """Log ∫ e^f and its standard error, once two annealing paths agree."""
+def log_constant(density: LogDensity, d: int, seed: int, tolerance: float, starts: Array) -> tuple[float, float, float]:
+    """Log ∫ e^f and its standard error, once two annealing paths agree, and the highest f."""
     generator = np.random.default_rng(seed)
-    first, first_error, x = _anneal(density, _covering(density, d), generator)
+    modes = _ascents(density, d, starts)
+    first, first_error, x = _anneal(density, _covering(density, modes), generator)
     flat = x.reshape(-1, d)
-    found, error, _ = _anneal(density, _Start(flat.mean(0), 1.2 * np.cov(flat.T)), generator)
+    found, error, x = _anneal(density, _Start(flat.mean(0), 1.2 * np.cov(flat.T)), generator)
     if abs(first - found) > 5 * math.hypot(first_error, error) + tolerance / 2:
         raise RuntimeError(
             f"normalise: two annealing paths give log Z = {first:.4g} ± {first_error:.2g} and {found:.4g} ± "
             f"{error:.2g}: some mass was not found. Pass log_z."
         )
-    return found, error
+    highest, reached = float(density(modes[0])), float(density(x).max())
+    # Half of the walkers of a Gaussian lie within d/2 of its peak.
+    if reached < highest - d / 2 - 1:
+        raise RuntimeError(
+            f"normalise: log_density is {highest:.4g} at its highest mode, {modes[0]}, which no walker of the "
+            f"annealing reached ({reached:.4g}): some mass was not found. Pass log_z."
+        )
+    return found, error, highest
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,12 @@ class _Start:
         return found
 
 
-def _covering(density: Density, d: int) -> _Start:
+def _covering(density: LogDensity, modes: Array) -> _Start:
     """A Gaussian wider than the target: the scatter of its modes, and how far each reaches along the axes.
 
     The reach is the farthest crossing of e^-20 of the peak.
     """
-    modes = _ascents(density, d)
+    d = modes.shape[1]
     mode, peak = modes[0], float(density(modes[0]))
     radii = np.geomspace(1e-6, 1e60, 1321)[:, None]
     deviation = np.empty(d)
@@ -81,10 +89,14 @@ def _covering(density: Density, d: int) -> _Start:
     return _Start(modes.mean(0), np.diag(deviation**2) + apart.T @ apart / len(modes))
 
 
-def _ascents(density: Density, d: int) -> Array:
-    """Local maxima reached from 0 and around it at several scales, the highest first, without those below e^-DROP."""
+def _ascents(density: LogDensity, d: int, given: Array) -> Array:
+    """Local maxima reached from given points and from 0 and around it at several scales.
+
+    The highest first, without those below e^-DROP of it.
+    """
     generator = np.random.default_rng(0)
     starts = [np.zeros(d), *(scale * z for scale in ASCENT_SCALES for z in generator.standard_normal((ASCENTS, d)))]
+    starts += list(given)
     found = []
     for start in starts:
         if not math.isfinite(float(density(start))):
@@ -104,7 +116,7 @@ def _ascents(density: Density, d: int) -> Array:
     return np.array([x for value, x in found if value > found[0][0] - DROP])
 
 
-def _anneal(density: Density, start: _Start, generator: np.random.Generator) -> tuple[float, float, Array]:
+def _anneal(density: LogDensity, start: _Start, generator: np.random.Generator) -> tuple[float, float, Array]:
     """Log Z, its standard error over independent systems, and samples of the target.
 
     Stages p_β ∝ q^{1-β} e^{βf} from q to e^f; each step keeps KEPT_WEIGHT of the effective sample.
@@ -126,7 +138,7 @@ def _anneal(density: Density, start: _Start, generator: np.random.Generator) -> 
     raise RuntimeError(f"normalise: the annealing did not reach the target in {MOST_STAGES} stages. Pass log_z.")
 
 
-def _work(density: Density, start: _Start, x: Array) -> Array:
+def _work(density: LogDensity, start: _Start, x: Array) -> Array:
     values = density(x) - start.log_density(x)
     if np.isnan(values).any() or (values == math.inf).any():
         raise ValueError("normalise: log_density is not a number, or infinite, at points of the annealing.")
@@ -156,7 +168,7 @@ def _resampled(x: Array, log_weight: Array, generator: np.random.Generator) -> A
 
 
 def _moved(
-    density: Density,
+    density: LogDensity,
     start: _Start,
     beta: float,
     x: Array,

@@ -2,7 +2,7 @@
 
 An inequality has margin rhs - lhs and is violated when the margin is below -3 standard errors; an identity is violated
 when |margin| exceeds 3 standard errors plus the declared discretisation error. Hypotheses come first: where one is seen
-to fail, that is the verdict.
+to fail, that is the verdict. A check whose errors leave nothing to violate is vacuous, and its verdict is the same.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from . import replicas
 
 ERRORS = 3.0  # standard errors of slack
 ROUNDING = 1e-10  # of the larger side: below it a margin is arithmetic
+VACUOUS = 0.5  # of the larger side: with more slack than that, a margin within it says nothing
 
 HOLDS, VIOLATED, UNFOUNDED = "holds", "violated", "hypothesis fails"
 
@@ -36,7 +37,7 @@ class Check:
         lhs: left side.
         rhs: right side.
         discretisation: declared error of the margin that replicas do not show (time step, quadrature, finite N).
-        reason: the hypothesis that fails.
+        reason: the hypothesis that fails, or why the check is vacuous.
         source: where the theorem stands.
 
     """
@@ -72,18 +73,24 @@ def inequality(
 
     Args:
         name: the theorem.
-        lhs: a number, or one value per replica; the two sides are paired replica by replica.
+        lhs: a number, or one value per replica; the two sides are paired replica by replica, by label where they have
+            one.
         rhs: likewise.
         stderr: of the margin, where both sides are numbers.
         discretisation: declared error, 0 or more.
         hypotheses: what was seen to fail, in words; empty strings are skipped.
         source: reference.
 
+    Returns:
+        Check; "hypothesis fails", with a reason that begins with "vacuous", where both sides differ from 0, 3 s.e. +
+        declared error exceeds half of the larger and the margin is no larger.
+
     Raises:
-        ValueError: a side that is not finite, or a single replica.
+        ValueError: a side that is not finite, errors that are not finite or negative, a single replica, replicas that
+            do not match, or a stderr beside sides that bring their own.
 
     """
-    return _judged(name, _sides(name, lhs, rhs, stderr), False, discretisation, hypotheses, source)
+    return _judged(name, _sides(name, lhs, rhs, stderr), discretisation, hypotheses, source, is_identity=False)
 
 
 def identity(
@@ -96,34 +103,87 @@ def identity(
     hypotheses: Iterable[str] = (),
     source: str = "",
 ) -> Check:
-    """Lhs = rhs: violated iff |rhs - lhs| > 3 s.e. + declared error. Arguments as for `inequality`."""
-    return _judged(name, _sides(name, lhs, rhs, stderr), True, discretisation, hypotheses, source)
+    """Lhs = rhs: violated iff |rhs - lhs| > 3 s.e. + declared error. Arguments, return, errors as for `inequality`."""
+    return _judged(name, _sides(name, lhs, rhs, stderr), discretisation, hypotheses, source, is_identity=True)
 
 
 def _judged(
     name: str,
     sides: tuple[float, float, float, float],
-    is_identity: bool,
     discretisation: float,
     hypotheses: Iterable[str],
     source: str,
+    *,
+    is_identity: bool,
 ) -> Check:
+    check_error(name, "declared error", discretisation)
     lhs, rhs, margin, stderr = sides
     reason = "; ".join(h for h in hypotheses if h)
-    slack = ERRORS * stderr + discretisation + ROUNDING * max(abs(lhs), abs(rhs))
+    errors, larger = ERRORS * stderr + discretisation, max(abs(lhs), abs(rhs))
+    slack = errors + ROUNDING * larger
     violated = abs(margin) > slack if is_identity else margin < -slack
+    # A side that is 0 sets no scale: "this vanishes" is judged by its errors alone.
+    if not reason and not violated and margin <= slack and lhs and rhs and errors > VACUOUS * larger:
+        reason = (
+            f"vacuous: 3 s.e. + declared error = {errors:.2g} against sides of at most {larger:.2g}; use more "
+            "particles or replicas, or smaller steps"
+        )
     verdict = UNFOUNDED if reason else VIOLATED if violated else HOLDS
     return Check(name, margin, stderr, verdict, lhs, rhs, discretisation, reason, source)
 
 
+def check_error(name: str, what: str, value: float) -> None:
+    """Refuses an error that is negative or not finite: it would let everything hold.
+
+    Raises:
+        ValueError: it is.
+
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}: the {what} is {value}; expected a finite number, 0 or more.")
+
+
 def _sides(name: str, lhs: Values, rhs: Values, stderr: float) -> tuple[float, float, float, float]:
     """Both sides, the margin and its standard error."""
-    left, right = (_values(name, side) for side in (lhs, rhs))
+    check_error(name, "stderr", stderr)
+    left, right = paired(name, lhs, rhs)
     for side in (left, right):
         if not np.isfinite(side).all():
             raise ValueError(f"{name}: a side is not finite ({side}); an inequality needs two numbers.")
-    margin, error = mean_and_error(right - left) if (right - left).ndim else (float(right - left), stderr)
+    if not (right - left).ndim:
+        return float(left), float(right), float(right - left), stderr
+    if stderr:
+        raise ValueError(
+            f"{name}: stderr = {stderr:g} was given with one value per replica, from which the error is computed; "
+            "leave it out, or pass means."
+        )
+    margin, error = mean_and_error(right - left)
     return float(left.mean()), float(right.mean()), margin, error
+
+
+def paired(name: str, *values: Values) -> list[np.ndarray]:
+    """Numbers, or one value per replica, the same replicas in each.
+
+    Raises:
+        ValueError: another shape, or replicas whose labels or numbers differ.
+
+    """
+    columns = [_values(name, value) for value in values]
+    lengths = sorted({len(column) for column in columns if column.ndim})
+    if len(lengths) > 1:
+        raise ValueError(
+            f"{name}: the sides have {' and '.join(map(str, lengths))} replicas; they are paired replica by replica."
+        )
+    labelled = [v.reset_coords(drop=True) for v in values if isinstance(v, xr.DataArray) and v.ndim]
+    try:
+        xr.align(*labelled, join="exact")
+    except ValueError as error:
+        shown = " and ".join(str(v["replica"].values) for v in labelled)
+        raise ValueError(
+            f"{name}: the sides have the replicas {shown}; they are paired replica by replica. Select the same ones in "
+            "the same order."
+        ) from error
+    return columns
 
 
 def _values(name: str, side: Values) -> np.ndarray:
@@ -151,7 +211,7 @@ def of_means(
     source: str,
 ) -> Check:
     """An inequality between functions of means; the margin's error by the jackknife over replicas."""
-    columns = [_values(name, argument) for argument in arguments]
+    columns = paired(name, *arguments)
     if any(not np.isfinite(c).all() or float(c.mean()) < -ROUNDING for c in columns):
         shown = ", ".join(f"{float(c.mean()):.4g}" for c in columns)
         raise ValueError(

@@ -93,6 +93,12 @@ def of_run(run: xr.Dataset | xr.DataArray, replica: int | None = None) -> Cloud:
     weight = particles.weights(run)
     if "time" not in position.dims:
         raise ValueError(f"the particles have dimensions {position.dims}; keep the time: run.isel(time=[-1]).")
+    further = [str(dim) for dim in position.dims if dim not in ("time", "replica", "particle", "component")]
+    if further:
+        raise ValueError(
+            f"the particles have further dimensions {further}, whose laws are not one law; select along them: "
+            f"run.isel({further[0]}=0)."
+        )
     if replica is not None and "replica" in position.dims:
         r = position.sizes["replica"]
         if not -r <= replica < r:
@@ -124,14 +130,23 @@ def cut(times: Array, x: Array, length: float) -> tuple[Array, Array]:
     return wrapped, between
 
 
+def frame_of(times: Array, time: float | None, frame: int | None) -> int:
+    """The index of a time or of a frame, by default of the last."""
+    if time is not None and frame is not None:
+        raise ValueError(f"time = {time} and frame = {frame} both say when; give one of them.")
+    if time is not None:
+        return index_of(times, time)
+    index = -1 if frame is None else frame
+    if not isinstance(index, (int, np.integer)) or not -len(times) <= index < len(times):
+        raise ValueError(
+            f"frame {index} does not exist; the run has {len(times)}, counted from 0, or from -1 backwards. For t = "
+            f"{index} pass time={index}."
+        )
+    return int(index) % len(times)
+
+
 def index_of(times: Array, time: float) -> int:
-    """The frame of an index (int) or of the time (float) nearest to it."""
-    if isinstance(time, (int, np.integer)) and not isinstance(time, bool):
-        if not -len(times) <= time < len(times):
-            raise ValueError(
-                f"frame {time} does not exist; the run has {len(times)}. A time is a float: {float(time)}."
-            )
-        return int(time) % len(times)
+    """The frame nearest to a time."""
     slack = 1e-9 * max(1.0, float(np.abs(times).max()))
     if not times[0] - slack <= time <= times[-1] + slack:
         raise ValueError(f"t = {time} is outside the saved times [{times[0]:g}, {times[-1]:g}].")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from scipy import integrate
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
@@ -23,10 +22,14 @@ from mfsde.model import energy_of
 
 from . import particles, replicas, wasserstein
 from .check import Check, Values, inequality
+from .free_energy import of_one_run, time_step
 from .gibbs import Gibbs, confinement, confinement_gradient, curvature, proximal, temperature
 from .rates import Rate
 
-TAIL = 1e-12  # mass beyond which a median-based constant is not looked for: the grid ends there
+CUT = 60.0  # nats below the maximum at which a median-based constant is no longer sought: the grid ends at 70
+ROUNDING = 1e-12  # of the largest entry of a discrete generator: eigenvalues below it are arithmetic
+MEDIAN = 1e-9  # mass, relative, within which a median is not located
+AGREEMENT = 1e-3  # relative: by how much discretisation lets a lower bound exceed an upper one
 TRANSLATIONS = (1.0, 10.0, 100.0)  # shifts of a law, in units of its size, that probe D_mF
 
 
@@ -37,12 +40,15 @@ TRANSLATIONS = (1.0, 10.0, 100.0)  # shifts of a law, in units of its size, that
 class LogSobolev:
     """Bounds on the log-Sobolev constant α: KL(ν | p) <= I(ν | p)/(2α) for every ν.
 
+    The bounds are theorems; their values come from a grid that ends 70 nats below the maximum, and are numerical, no
+    proofs: what the density does further out, or between the nodes, they do not see.
+
     Args:
         low: the best of the lower bounds.
         high: the best of the upper bounds.
-        bakry_emery: inf of -∇² log p over the grid, a lower bound where positive.
+        bakry_emery: inf of -∇² log p over the box that the grid spans, a lower bound where positive.
         holley_stroock: K e^{-osc}, a lower bound; NaN without a reference.
-        spectral_gap: Poincaré constant, an upper bound; inf above one dimension.
+        spectral_gap: Poincaré constant, an upper bound; inf above one dimension, NaN where rounding hides it.
         muckenhoupt: lower and upper bound by the criterion of Bobkov and Götze; (0, inf) above one dimension.
 
     """
@@ -69,20 +75,29 @@ def log_sobolev_constant(law: Gibbs, *, reference: Any = None) -> LogSobolev:
         reference: log density (..., d) -> (...) or law, strongly log-concave, that the law perturbs boundedly.
 
     Raises:
-        ValueError: no criterion gives a positive lower bound (d = 2, not log-concave, no reference).
+        ValueError: no criterion gives a positive lower bound (d = 2, not log-concave, no reference); a law on the line
+            whose tails are too heavy for any α > 0, as far as the grid shows; bounds that contradict each other.
 
     """
-    grid = _seen(law)
+    grid = law.as_measure().points
     bakry = curvature(law, grid)
     holley = math.nan if reference is None else holley_stroock(law, reference, grid)
     gap, criterion = (spectral_gap(law), muckenhoupt(law)) if law.dim == 1 else (math.inf, (0.0, math.inf))
     low = max(b for b in (bakry, holley, criterion[0], 0.0) if not math.isnan(b))
     if not low > 0:
         raise ValueError(
-            "log_sobolev_constant: the law is not log-concave on its grid and no other criterion applies; pass a "
-            "strongly log-concave reference that it perturbs boundedly."
+            "log_sobolev_constant: no criterion gives a positive lower bound: the law is not log-concave on its grid "
+            f"(curvature {bakry:.3g}), and Muckenhoupt's bound is {criterion[0]:g} (0 in d = 2, or behind a barrier of "
+            "some 700 nats). Pass a strongly log-concave reference that it perturbs boundedly."
         )
-    return LogSobolev(low, min(gap, criterion[1]), bakry, holley, gap, criterion)
+    high = min(b for b in (gap, criterion[1]) if not math.isnan(b))
+    if low > high * (1 + AGREEMENT):
+        raise ValueError(
+            f"log_sobolev_constant: the bounds contradict each other, {low:g} > {high:g} (Bakry-Émery {bakry:g}, "
+            f"Holley-Stroock {holley:g}, gap {gap:g}, Muckenhoupt {criterion}): the grid misses a part of the law, or "
+            "the reference is not what perturbs it. Check the second derivatives of its log density."
+        )
+    return LogSobolev(low, max(low, high), bakry, holley, gap, criterion)
 
 
 def holley_stroock(law: Any, reference: Any, points: Any) -> float:
@@ -107,15 +122,14 @@ def holley_stroock(law: Any, reference: Any, points: Any) -> float:
 def spectral_gap(law: Gibbs) -> float:
     """Inf ∫ |f'|² dp / Var_p f: the first non-zero eigenvalue of -(p f')'/p, one dimension only.
 
-    An upper bound of the log-Sobolev constant. Finite differences of second order on the law's grid.
+    An upper bound of the log-Sobolev constant. Finite differences of second order on the law's grid. NaN where the
+    eigenvalue, exponentially small behind a barrier, is below the rounding of the matrix.
 
     Source: Bakry, Gentil, Ledoux, Analysis and geometry of Markov diffusion operators (2014), Proposition 5.1.3.
 
     """
-    x, log_p = (a.numpy() for a in law.table())
+    x, log_p = _on_line(law)
     step = x[1] - x[0]
-    kept = log_p > log_p.max() - 600.0
-    log_p = log_p[kept]
     # In the variable g = f √p the matrix is symmetric; only ratios of neighbouring densities enter.
     between = 0.5 * (log_p[1:] + log_p[:-1])
     diagonal = np.zeros_like(log_p)
@@ -123,23 +137,27 @@ def spectral_gap(law: Gibbs) -> float:
     diagonal[1:] += np.exp(between - log_p[1:])
     beside = -np.ones_like(between)
     found = eigh_tridiagonal(diagonal / step**2, beside / step**2, eigvals_only=True, select="i", select_range=(0, 1))
-    return float(found[1])
+    return float(found[1]) if found[1] > ROUNDING * diagonal.max() / step**2 else math.nan
 
 
 def muckenhoupt(law: Gibbs) -> tuple[float, float]:
     """Lower and upper bound of α on the line, within a universal factor, log-concave or not.
 
-    With M the median and A(x) = p([x, ∞)), the constant C = 2/α lies between max b and 4 max B, where
+    With M the median and A(x) = p([x, ∞)), the best C in Ent(f²) <= C ∫ |f'|² dp lies between max b and 4 max B, where
     b = sup_{x > M} A log(1 + 1/(2A)) ∫_M^x 1/p, B = sup_{x > M} A log(1 + e²/A) ∫_M^x 1/p, and likewise on the left.
+    With f² = dν/dp, I = 4 ∫ |f'|² dp, so that α = 2/C.
+
+    Raises:
+        ValueError: A log(1 + e²/A) ∫ 1/p still grows where the grid ends: α is zero, or its sup lies further out.
 
     Source: Bobkov, Götze (1999), Theorem 5.3; these constants: Barthe, Roberto, Sobolev inequalities for probability
         measures on the real line (2003).
 
     """
-    x, log_p = (a.numpy() for a in law.table())
+    x, log_p = _on_line(law)
     sides = [_muckenhoupt_right(x, log_p), _muckenhoupt_right(-x[::-1], log_p[::-1])]
     small, large = (max(side[k] for side in sides) for k in (0, 1))
-    return 1 / (2 * large), 2 / small
+    return math.exp(math.log(2) - large), math.exp(math.log(2) - small)
 
 
 def predicted_rate(constant: float, scenario: Any) -> float:
@@ -163,7 +181,7 @@ def smallest_constant(scenario: Any, measures: Sequence[EmpiricalMeasure]) -> Lo
     for mu in measures:
         law = proximal(scenario, mu)
         reference = (lambda x: -confinement(scenario, x)) if hasattr(scenario, "confinement") else None
-        if reference is not None and not curvature(reference, _seen(law)) > 0:
+        if reference is not None and not curvature(reference, law.as_measure().points) > 0:
             reference = None
         found.append(log_sobolev_constant(law, reference=reference))
     return min(found, key=lambda bounds: bounds.low)
@@ -312,7 +330,7 @@ def contraction_of(scenario: Any, measures: Sequence[EmpiricalMeasure], *, p: fl
 
 
 def contraction_check(
-    contraction: Contraction, t: float, w2: Values, w2_start: float, *, form: str = "corrected", stderr: float = 0.0
+    contraction: Contraction, t: float, w2: Values, w2_start: Values, *, form: str = "corrected", stderr: float = 0.0
 ) -> Check:
     """W₂(m_t, m*) <= e^{ct} W₂(m_0, m*), c of the corrected or of the printed form.
 
@@ -320,18 +338,17 @@ def contraction_check(
         contraction: the exponents, from `theorem_5`.
         t: time.
         w2: W₂(m_t, m*), a number or one per replica.
-        w2_start: W₂(m_0, m*).
+        w2_start: W₂(m_0, m*), likewise.
         form: "corrected" or "printed"; for the printed one condition (4) is a hypothesis.
         stderr: of w2, where it is one number.
 
     """
-    bound = float(contraction.bound(t, w2_start, form))
+    growth = float(contraction.bound(t, 1.0, form))
     reason = ""
     if form == "printed" and not contraction.condition_holds:
         reason = f"condition (4) fails: {contraction.condition:.4g} >= 0 at p = {contraction.p:g}"
-    rhs = bound if np.ndim(w2) == 0 else np.full(np.shape(w2), bound)
     return inequality(
-        f"Theorem 5, {form}, t = {t:g}", w2, rhs, stderr=stderr, hypotheses=[reason],
+        f"Theorem 5, {form}, t = {t:g}", w2, growth * w2_start, stderr=stderr, hypotheses=[reason],
         source="Szpruch, Mean-field Langevin dynamics, Theorem 5",
     )  # fmt: skip
 
@@ -361,12 +378,14 @@ def stability(
         sigma: σ.
 
     Raises:
-        ValueError: times, components, particles or replicas differ; fewer than two replicas; equal initial particles.
+        ValueError: times, components, particles or replicas differ; fewer than two replicas; equal initial particles;
+            no dt; weights, a torus or a sweep.
 
     Source: Szpruch, Mean-field Langevin dynamics, Proposition 6.
 
     """
-    x, y = particles.positions(a, "a"), particles.positions(b, "b")
+    x, y = of_one_run(a, "stability"), of_one_run(b, "stability")
+    _check_plain(x, y)
     particles.check_matching(x, y, ("time", "component", "particle", "replica"))
     _check_coupled(a, b)
     replicas.count(x)
@@ -380,7 +399,7 @@ def stability(
     if not (distance.values[0] > 0).all():
         raise ValueError("stability: the runs start from equal particles; start one of them from another law.")
     worst = min(later, key=lambda k: float((1 - distance.values[k] / bound[k]).mean()))
-    step = float(x["dt"]) if "dt" in x.coords else 0.0
+    step = max(time_step(z, "stability") for z in (x, y))
     # |1 - hλ| against e^{-hλ}: relative h²λ²/2 a step, λ the whole one-sided rate, both constants added up.
     rate = 2 * lipschitz + 0.5 * sigma**2 * abs(one_sided)
     declared = 0.5 * step * rate**2 * float(time[worst]) * float(bound[worst].mean())
@@ -388,6 +407,15 @@ def stability(
         f"stability, t = {float(distance['time'][worst]):g}", distance.values[worst], bound[worst],
         discretisation=declared, source="Szpruch, Mean-field Langevin dynamics, Proposition 6",
     )  # fmt: skip
+
+
+def _check_plain(*runs: xr.DataArray) -> None:
+    for run in runs:
+        if any(math.isfinite(length) for length in particles.period(run) or ()):
+            raise ValueError(
+                "stability: the particles live on a torus, where the convexity of U that gives L does not exist; it "
+                "is a theorem on R^d."
+            )
 
 
 def _check_coupled(a: xr.Dataset | xr.DataArray, b: xr.Dataset | xr.DataArray) -> None:
@@ -421,29 +449,64 @@ def _coupled(x: xr.DataArray, y: xr.DataArray) -> xr.DataArray:
 # Below
 
 
-def _seen(law: Gibbs) -> Tensor:
-    """The grid where the law has mass that float64 sees: beyond, its density is arithmetic."""
-    mu = law.as_measure()
-    return mu.points[mu.weights > mu.weights.max() * 1e-16]
+def _on_line(law: Gibbs) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and log density, in logarithms throughout: a barrier may be deeper than the smallest float."""
+    nodes = law.table()[0]
+    with torch.no_grad():
+        log_p = law.log_prob(nodes[:, None]).numpy()
+    support = np.flatnonzero(log_p > -math.inf)
+    x, log_p = (a[support[0] : support[-1] + 1] for a in (nodes.numpy(), log_p))
+    if not np.isfinite(log_p).all():
+        raise ValueError(
+            "the density is zero between two parts of its support: no log-Sobolev or Poincaré inequality holds."
+        )
+    return x, log_p
 
 
 def _muckenhoupt_right(x: np.ndarray, log_p: np.ndarray) -> tuple[float, float]:
-    p = np.exp(log_p)
-    below = integrate.cumulative_trapezoid(p, x, initial=0.0)
-    above = np.maximum(below[-1] - below, 0.0)
-    start = int(np.searchsorted(below, 0.5 * below[-1]))
-    tail = slice(start, int(np.searchsorted(-above, -TAIL)))
-    weight = integrate.cumulative_trapezoid(np.exp(-log_p[tail]), x[tail], initial=0.0)
-    a = above[tail]
-    return (
-        float((a * np.log1p(1 / (2 * a)) * weight).max()),
-        4 * float((a * np.log1p(math.e**2 / a) * weight).max()),
-    )
+    """Logarithms of b and of 4B.
+
+    A barrier without visible mass may hold the median anywhere: B starts on its near side, b at its top.
+    """
+    step = math.log(x[1] - x[0])
+    below, above = _log_integral(log_p, step), _log_integral(log_p[::-1], step)[::-1]
+    start, far = np.searchsorted(below - below[-1], [-math.log(2) - MEDIAN, -math.log(2) + MEDIAN])
+    start, top = int(start), int(start + log_p[start : max(far, start + 1)].argmin())
+    stop = int(np.flatnonzero(log_p > log_p.max() - CUT)[-1])
+    log_p = log_p - below[-1]
+
+    def products(median: int, inner: float) -> np.ndarray:
+        # At the median and at the end one of the two factors vanishes.
+        log_a = above[median + 1 : stop] - below[-1]
+        weight = _log_integral(-log_p[median:], step)[1 : stop - median]
+        found: np.ndarray = log_a + np.log(np.logaddexp(0.0, inner - log_a)) + weight
+        return found
+
+    small, large = products(top, -math.log(2)), products(start, 2.0)
+    # Gaussian tails: it falls towards its limit. Exponential ones: it grows like the distance. Maxima, since it ripples
+    # where the potential does.
+    quarter = max(1, len(large) // 4)
+    if large[-quarter:].max() > large[-2 * quarter : -quarter].max() + 1e-6:
+        raise ValueError(
+            f"muckenhoupt: A log(1 + e²/A) ∫ 1/p still grows at |x| = {abs(x[stop - 1]):g}, {CUT:g} nats below the "
+            "maximum, where the grid ends. The tails are heavier than Gaussian, and then no log-Sobolev inequality "
+            "holds, or the largest value lies further out; add a confinement that grows like |x|²."
+        )
+    return float(small.max()), math.log(4) + float(large.max())
+
+
+def _log_integral(log_values: np.ndarray, log_step: float) -> np.ndarray:
+    """Log of the cumulative trapezoidal rule; -inf at the first node."""
+    panels = np.logaddexp(log_values[1:], log_values[:-1]) - math.log(2) + log_step
+    return np.concatenate([[-math.inf], np.logaddexp.accumulate(panels)])
 
 
 def _along_points(x: Tensor, slope: Tensor) -> float:
     """Max |f(x) - f(x')|/|x - x'|."""
-    distance, change = torch.cdist(x, x), torch.cdist(slope, slope)
+    # By the matrix product |x|² - 2x·y + |y|² cancels far from the origin.
+    mode = "donot_use_mm_for_euclid_dist"
+    x, slope = x - x.mean(0), slope - slope.mean(0)
+    distance, change = torch.cdist(x, x, compute_mode=mode), torch.cdist(slope, slope, compute_mode=mode)
     apart = distance > 1e-9 * max(1.0, float(distance.max()))
     return float((change[apart] / distance[apart]).max()) if bool(apart.any()) else 0.0
 

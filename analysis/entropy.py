@@ -23,12 +23,16 @@ from mfsde.measure import period_lengths
 from mfsde.observables import gaussian_entropy
 
 from . import labels, neighbours, particles, replicas, score_matching
-from .log_density import Density, score_of
-from .neighbours import FEWEST_SPACINGS, LARGEST_BIAS, NEIGHBOURS, fewest, gaussian_bias
+from .laws import at_time, times_of
+from .log_density import LogDensity, depends_on_time, score_function
+from .neighbours import FEWEST_SPACINGS, NEIGHBOURS, fewest, gaussian_bias
 from .normalisation import log_constant, normalise
 from .particles import Lengths
 
 __all__ = ["NEIGHBOURS", "differential", "fewest", "fisher", "gaussian_bias", "normalise", "relative"]
+
+STARTS, FRAMES = 20_000, 100  # particles, of at most so many frames, among which modes are looked for
+MISSED = 0.5  # nats above the highest mode that show another
 
 Array = np.ndarray
 Statistic = Callable[[Array], Array]
@@ -49,8 +53,8 @@ def differential(
 
     Estimators: "spacing" (d = 1), overlapping m-spacings with the exact expectation of log-spacings of a uniform law,
     windows shortened at the ends so that no particle is left out; "knn", Kozachenko and Leonenko with k = 4 on
-    whitened particles, without its bias at Gaussian laws; "gaussian", the plug-in without the bias of its
-    log-determinant, an upper bound of H. "auto" is "spacing" on a line and "knn"
+    rescaled particles, without its bias at Gaussian laws, refused where N/2 particles give another number; "gaussian",
+    the plug-in without the bias of its log-determinant, an upper bound of H. "auto" is "spacing" on a line and "knn"
     elsewhere; it never falls back on the Gaussian.
 
     Args:
@@ -59,7 +63,7 @@ def differential(
         pooled: of a run: the particles of all replicas as one sample, with the jackknife error over replicas as
             coordinate `stderr`.
         period: of arrays: the torus they live on; a run and a measure know theirs.
-        beyond_range: compute the kNN estimate outside its range of d and N, and without the N against N/2 check.
+        beyond_range: compute the kNN estimate outside its range of d and N, and without the check of N against N/2.
 
     Returns:
         float for one sample, (...) for many; for a run a DataArray over its remaining dimensions.
@@ -95,7 +99,8 @@ def relative(
 
     Args:
         x: as `differential`.
-        log_density: f, from points (..., d) to numbers (...), torch or numpy; or a Law with `log_prob`.
+        log_density: f, from points (..., d) to numbers (...), torch or numpy; or a Law with `log_prob`; of a run also
+            t ↦ Law (a scenario's `limit`).
         log_z: log ∫ e^f, where known (0 for a normalised density, and for every Law); None finds it with `normalise`.
         estimator: of H, as `differential`.
         pooled: as `differential`; `stderr` then includes the error of log Z.
@@ -109,10 +114,19 @@ def relative(
         `log_z_stderr` of a labelled result hold log Z, whose error is shared by all its values.
 
     Raises:
-        ValueError: as `differential` and `normalise`; particles where the density vanishes (KL is infinite).
+        ValueError: as `differential` and `normalise`; particles where the density vanishes (KL is infinite), or is
+            higher than at every mode that `normalise` found.
 
     """
-    density = Density.of(log_density)
+    labelled = isinstance(x, (xr.Dataset, xr.DataArray))
+    if depends_on_time(log_density, _first_time(x) if labelled else 0.0):
+        if not labelled:
+            raise ValueError("relative: the law depends on time, which an array does not tell; pass law(t), or a run.")
+        if log_z is not None:
+            raise ValueError(f"relative: laws are normalised; leave out log_z = {log_z}.")
+        options = {"estimator": estimator, "pooled": pooled, "period": period, "beyond_range": beyond_range}
+        return _relative_to_flow(x, log_density, **options)
+    density = LogDensity.of(log_density)
     if density.is_normalised and log_z is not None:
         raise ValueError(f"relative: {type(log_density).__name__} is normalised; leave out log_z = {log_z}.")
     if log_z is not None and not math.isfinite(log_z):
@@ -120,12 +134,12 @@ def relative(
 
     def plan(n: int, d: int, lengths: Lengths) -> Plan:
         entropy, attrs = _estimator(estimator, n, d, lengths, beyond_range)
-        constant, error = (0.0 if log_z is None else float(log_z)), 0.0
+        constant, error, highest = (0.0 if log_z is None else float(log_z)), 0.0, math.inf
         if log_z is None and not density.is_normalised:
-            constant, error = log_constant(density, d, lengths, tolerance, seed)
-        terms = partial(_relative_terms, entropy=entropy, density=density, log_z=constant)
+            constant, error, highest = log_constant(density, d, lengths, tolerance, seed, _some_points(x, d))
+        terms = partial(_relative_terms, entropy=entropy, density=density, log_z=constant, highest=highest)
         attrs = {"long_name": "relative entropy", "units": "nat", **attrs}
-        attrs["estimator"] = f"-H - ∫ log density dm + log Z, H by {attrs['estimator']}"
+        attrs["estimator"] += "; KL = -H - ∫ log density dm + log Z"
         if attrs["bias"] == "upper bound":
             attrs["bias"] = "lower bound"
         return _mean_plan(terms, attrs | {"log_z": constant, "log_z_stderr": error})
@@ -169,8 +183,8 @@ def fisher(
     Source: Hyvärinen, Estimation of non-normalized statistical models by score matching (2005), theorem 1.
 
     """
-    known = None if score is None else score_of(score)
-    base = None if reference is None else score_of(reference)
+    known = None if score is None else score_function(score)
+    base = None if reference is None else score_function(reference)
     if degree < 1:
         raise ValueError(f"fisher: degree = {degree}; expected at least 1 (affine score differences).")
 
@@ -186,12 +200,47 @@ def fisher(
                 f"N >= {10 * basis.size}; got N = {n}. Lower the degree, pool replicas, or pass the "
                 "score where it is known."
             )
-        attrs["estimator"] = f"score matching, degree {degree}, overfitting removed by a jackknife over particles"
+        attrs["estimator"] = f"score matching (degree {degree}), overfitting removed by a jackknife over particles"
         attrs["bias"] = "lower bound: what is orthogonal to the basis is not seen"
         statistic = partial(score_matching.matched, basis=basis, reference=base)
         return statistic, partial(_pooled_jackknife, statistic), attrs
 
     return _apply(x, plan, "fisher_information", pooled, period)
+
+
+def _relative_to_flow(run: Any, law: Callable[[float], Any], **options: Any) -> xr.DataArray:
+    """The same relative to the law at each time."""
+    position = particles.positions(run)
+    d, times = position.sizes["component"], times_of(position, law)
+    if "time" not in position.dims:
+        return relative(run, at_time(law, float(times), d), **options)  # type: ignore[no-any-return]
+    found = [
+        relative(run.isel(time=[k]), at_time(law, float(t), d), **options) for k, t in enumerate(times.values.tolist())
+    ]
+    values: xr.DataArray = xr.concat(found, "time", coords="different", compat="equals", join="exact").transpose(
+        *[dim for dim in position.dims if dim in found[0].dims]
+    )
+    return values
+
+
+def _first_time(run: Any) -> float:
+    return float(run["time"].values.flat[0]) if "time" in run.coords else 0.0
+
+
+def _some_points(x: Any, d: int) -> Array:
+    """Particles from all parts of a sample or a run, where modes may be.    (n, d), n <= STARTS."""
+    if isinstance(x, (xr.Dataset, xr.DataArray)):
+        position = particles.positions(x)
+        rest = [dim for dim in position.dims if dim not in ("particle", "component")]
+        frames = max(1, math.ceil(math.prod(position.sizes[dim] for dim in rest) / FRAMES))
+        # Read where they lie: a run may be larger than the memory.
+        every = {dim: slice(None, None, math.ceil(frames ** (1 / len(rest)))) for dim in rest}
+        position = position.isel(every).transpose(..., "particle", "component")
+        points = np.asarray(position.values, dtype=np.float64).reshape(-1, d)
+    else:
+        points = _points(x, "relative", None)[0].reshape(-1, d)
+    points = points[np.isfinite(points).all(-1)]
+    return points[:: math.ceil(max(1, len(points)) / STARTS)]
 
 
 # From runs and samples to arrays (..., N, d)
@@ -218,6 +267,7 @@ def _labelled(run: Any, plan: Callable[..., Any], name: str, pooled: bool, perio
         if lengths not in (None, told):
             raise ValueError(f"{name}: period = {told}, but the run recorded {lengths}; leave it out.")
         lengths = told
+    lengths = _finite(lengths)
     n, core = position.sizes["particle"], ["particle", "component"]
     if pooled:
         n, core = n * replicas.count(position), ["replica", *core]
@@ -288,7 +338,12 @@ def _points(x: Any, name: str, period: Any) -> tuple[Array, Lengths]:
         )
     points = points.astype(np.float64)
     particles.check_finite(points, name)
-    return points, None if period is None else tuple(period_lengths(period, points.shape[-1]))
+    return points, _finite(None if period is None else tuple(period_lengths(period, points.shape[-1])))
+
+
+def _finite(lengths: Lengths) -> Lengths:
+    """None where all lengths are infinite: the space is no torus."""
+    return lengths if lengths is not None and np.isfinite(lengths).any() else None
 
 
 def _weighted(name: str) -> str:
@@ -310,7 +365,7 @@ def _estimator(name: str, n: int, d: int, lengths: Lengths, beyond_range: bool) 
 
 def _chosen(estimator: str, n: int, d: int, lengths: Lengths, beyond_range: bool) -> str:
     """The estimator's name, after the checks that need N and d only."""
-    line = lengths is None or not np.isfinite(lengths).any()
+    line = lengths is None
     chosen = ("spacing" if d == 1 and line else "knn") if estimator == "auto" else estimator
     if chosen not in _ESTIMATORS:
         raise ValueError(f"estimator = {estimator!r}; expected one of {', '.join(['auto', *_ESTIMATORS])}.")
@@ -330,16 +385,19 @@ def _chosen(estimator: str, n: int, d: int, lengths: Lengths, beyond_range: bool
 
 def _label(chosen: str, n: int, d: int, lengths: Lengths, beyond_range: bool) -> dict[str, Any]:
     if chosen == "spacing":
-        return {"estimator": f"two-sided spacings, m = {neighbours.half_window(n)}", "bias": "below its standard error"}
+        return {
+            "estimator": f"spacing (m = {neighbours.half_window(n)}) entropy, two-sided",
+            "bias": "below its standard error, above it where modes are far apart",
+        }
     if chosen == "gaussian":
-        return {"estimator": "Gaussian plug-in, bias of the log-determinant removed", "bias": "upper bound"}
-    found = "by comparing N with N/2" if d > 3 else "for laws without hard edges"
+        return {"estimator": "Gaussian plug-in entropy, bias of the log-determinant removed", "bias": "upper bound"}
+    seen = neighbours.refused_above(n, d)
     attrs: dict[str, Any] = {
-        "estimator": f"nearest neighbours, k = {NEIGHBOURS}",
-        "bias": f"below about {LARGEST_BIAS:g} nat {found}",
+        "estimator": f"kNN (k = {NEIGHBOURS}) entropy, components rescaled",
+        "bias": f"refused where N against N/2 shows more than {seen:.2g} nat; hard edges, heavy tails: twice that",
     }
     if lengths is None:
-        attrs["estimator"] += ", whitened, bias at Gaussian laws removed"
+        attrs["estimator"] += ", bias at Gaussian laws removed"
         attrs["removed_gaussian_bias"] = gaussian_bias(n, d)
     if beyond_range:
         attrs["bias"] = "unknown"
@@ -366,12 +424,19 @@ _ESTIMATORS: dict[str, Callable[..., Array]] = {
 }
 
 
-def _relative_terms(x: Array, *, entropy: Statistic, density: Density, log_z: float) -> Array:
+def _relative_terms(
+    x: Array, *, entropy: Statistic, density: LogDensity, log_z: float, highest: float = math.inf
+) -> Array:
     values = density(x)
     if not np.isfinite(values).all():
         raise ValueError(
             f"log_density is not finite at {int((~np.isfinite(values)).sum())} of {values.size} particles: where the "
             "density vanishes the relative entropy is infinite."
+        )
+    if values.max() > highest + MISSED:
+        raise ValueError(
+            f"log_density is {values.max():.4g} at a particle, but {highest:.4g} at the highest mode that was found: "
+            "log Z misses a mode. Pass log_z."
         )
     terms: Array = log_z - entropy(x) - values
     return terms

@@ -108,6 +108,7 @@ class Debiasing:
     estimator: str
     pairs: Points
     distances: Distances
+    cells: Callable[[Law, int], tuple[Points, float]] = line.even_cells
 
     def values(
         self, x: Points, p: Weights, y: Points | Law, q: Weights, own: tuple[Points, Points] | None = None
@@ -115,12 +116,14 @@ class Debiasing:
         """Jackknife values at N and N/2, and the covariance part.    (R, N, d), (R, N) -> three (R,)."""
         n = x.shape[1]
         if self.estimator == "quantile":
-            full, half = (quantile_values(quantile_gap(x, y, k)) for k in (n, n // 2))
+            full, half = (quantile_values(self._quantile_gap(x, y, k)) for k in (n, n // 2))
             return full, half, np.zeros(len(x))
         particles.check_finite(x, "W₂ without its floor")
-        full, shape = moment_values(bures.moments(x, p), either_moments(y, q, n))
+        # About a common centre: second moments about a far origin would lose the covariance.
+        centre = law_moments(y)[0] if isinstance(y, Law) else y.mean((0, 1), dtype=np.float64)
+        full, shape = moment_values(bures.moments(x - centre, p), either_moments(y, q, n, centre))
         if self.estimator == "gaussian":
-            half = moment_values(bures.moments(x[:, : n // 2]), either_moments(y, None, n // 2))[0]
+            half = moment_values(bures.moments(x[:, : n // 2] - centre), either_moments(y, None, n // 2, centre))[0]
             return full, half, shape
         if isinstance(y, Law):
             raise TypeError("the transport estimator compares samples")
@@ -144,6 +147,17 @@ class Debiasing:
                  for k in halves]  # fmt: skip
         return parts[0], parts[1]
 
+    def _quantile_gap(self, x: Points, y: Points | Law, n: int) -> Points:
+        """Differences of the quantile functions of n particles, cell by cell.    (R, N, 1) -> (R, n)."""
+        gap: Points = np.sort(x[:, :n, 0], axis=-1).astype(np.float64)
+        # Infinities and NaN are sorted to the ends.
+        particles.check_finite(gap[:, [0, -1]], "W₂ without its floor")
+        if isinstance(y, Law):
+            gap -= self.cells(y, n)[0]
+        else:
+            gap -= np.sort(y[:, :n, 0], axis=-1)
+        return gap
+
     def _squared(self, x: Points, p: Weights, y: Points, q: Weights) -> Points:
         """W₂²(x_r, y_s) for every pair (r, s)."""
         a, b = self.pairs[:, 0], self.pairs[:, 1]
@@ -152,24 +166,12 @@ class Debiasing:
         return squared
 
 
-def quantile_gap(x: Points, y: Points | Law, n: int) -> Points:
-    """Differences of the quantile functions of n particles, cell by cell.    (R, N, 1) -> (R, n)."""
-    gap: Points = np.sort(x[:, :n, 0], axis=-1).astype(np.float64)
-    # Infinities and NaN are sorted to the ends.
-    particles.check_finite(gap[:, [0, -1]], "W₂ without its floor")
-    if isinstance(y, Law):
-        gap -= line.even_cells(y, n)[0]
-    else:
-        gap -= np.sort(y[:, :n, 0], axis=-1)
-    return gap
-
-
-def either_moments(y: Points | Law, q: Weights, n: int) -> tuple[Points, Points]:
-    """First two moments of samples, or of a law."""
+def either_moments(y: Points | Law, q: Weights, n: int, centre: Points) -> tuple[Points, Points]:
+    """First two moments about a centre, of samples or of a law."""
     if not isinstance(y, Law):
-        return bures.moments(y[:, :n], None if q is None else q[:, :n])
+        return bures.moments(y[:, :n] - centre, None if q is None else q[:, :n])
     mean, cov = law_moments(y)
-    return mean, cov + np.outer(mean, mean)
+    return mean - centre, cov + np.outer(mean - centre, mean - centre)
 
 
 def law_samples(law: Law, r: int, n: int) -> Points:

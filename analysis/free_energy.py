@@ -28,6 +28,8 @@ from .gibbs import confinement, confinement_gradient, score_of, temperature
 Flow = Callable[[float], Law]
 Function = Callable[[Tensor], Tensor]
 
+OF_ONE_RUN = ("time", "replica", "particle", "component")
+
 
 def free_energy(scenario: Any, m: Any, *, law: Law | Flow | None = None) -> Any:
     """V(m) = F(m) + T (∫ U dm + ∫ m log m), T = σ²/2.
@@ -203,6 +205,37 @@ def positions(run: xr.Dataset | xr.DataArray) -> xr.DataArray:
     if particles.weights(run) is not None:
         raise ValueError("the particles have unequal masses, for which no replica errors are known; run equal ones.")
     return particles.positions(run)
+
+
+def of_one_run(run: xr.Dataset | xr.DataArray, name: str) -> xr.DataArray:
+    """Positions of a run that is not swept over parameters: a theorem is held against one scenario.
+
+    Raises:
+        ValueError: dimensions besides time, replica, particle and component; as `positions`.
+
+    """
+    position = positions(run)
+    swept = [str(dim) for dim in position.dims if dim not in OF_ONE_RUN]
+    if swept:
+        raise ValueError(
+            f"{name}: the particles have the dimensions {', '.join(swept)} besides {', '.join(OF_ONE_RUN)}, and one "
+            f"scenario does not describe them all. Select one run: .isel({', '.join(f'{dim}=0' for dim in swept)})."
+        )
+    return position
+
+
+def time_step(position: xr.DataArray, name: str) -> float:
+    """The step dt of a run, without which Euler's error is unknown.
+
+    Raises:
+        ValueError: no scalar coordinate dt, or one that is not positive.
+
+    """
+    if "dt" not in position.coords or position["dt"].ndim or not 0 < float(position["dt"]) < math.inf:
+        raise ValueError(
+            f"{name}: the particles carry no scalar, positive coordinate dt, so Euler's error is unknown; pass the run."
+        )
+    return float(position["dt"])
 
 
 def periods(position: xr.DataArray) -> list[float | None] | None:

@@ -33,9 +33,9 @@ def replicated(position: xr.DataArray, weight: xr.DataArray | None) -> tuple[lis
     return arrays, [["replica", "particle", "component"], ["replica", "particle"]][: len(arrays)]
 
 
-def described(values: xr.DataArray, long_name: str) -> xr.DataArray:
+def described(values: xr.DataArray, long_name: str, units: str = "1") -> xr.DataArray:
     """With a name for plots and tables."""
-    return values.assign_attrs(long_name=long_name, units="1")
+    return values.assign_attrs(long_name=long_name, units=units)
 
 
 def threaded(one: Callable[[int], Any], number: int, workers: int) -> list[Any]:

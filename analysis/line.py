@@ -115,8 +115,6 @@ def even_levels(n: int) -> Points:
     return np.arange(n + 1) / n
 
 
-# A law that is constant in time is asked for the same cells at every saved time.
-@lru_cache(maxsize=4)
 def even_cells(law: Law, n: int) -> tuple[Points, float]:
     """Means of Q over the cells of a sample of n equal masses, and what varies inside."""
     if isinstance(law, Gaussian):
@@ -284,7 +282,6 @@ def sampling_cost(law: Law, n: int) -> float:
     return _sampling_cost(law, n)
 
 
-@lru_cache(maxsize=4)
 def _sampling_cost(law: Law, n: int) -> float:
     q, centre = quantile(law), _centre(law)
     return _kantorovich(lambda u: q(u) - centre, even_cells(law, n)[0] - centre)

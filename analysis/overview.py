@@ -5,10 +5,10 @@ Behind `mfsde analyse`; every number comes from the file that owns it.
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from . import chaos, entropy, particles, rates, replicas, wasserstein
@@ -47,7 +47,7 @@ class Overview:
         lines = [f"{name}: {values.attrs.get('long_name', name)}" for name, values in self.measured.items()]
         heads = "".join(f"{_heading(name, values):>28}" for name, values in series.items())
         lines += ["", "      time" + heads]
-        for k in range(0, len(times), max(1, (len(times) - 1) // (SHOWN - 1))):
+        for k in np.unique(np.linspace(0, len(times) - 1, SHOWN).round().astype(int)):
             cells = [f"{_cell(values.isel(time=k)):>28}" for values in series.values()]
             lines.append(f"{times[k]:10.4g}" + "".join(cells))
         if self.rate is not None:
@@ -84,6 +84,8 @@ def overview(
         ValueError: nothing to compare with, or two things; the reference is the run itself; as the functions called.
 
     """
+    if "time" not in particles.positions(run).dims:
+        raise ValueError("overview: the run has no dimension `time`; select frames with isel(time=[-1]).")
     if reference is not None and to is not None:
         raise ValueError(f"overview: to = {to!r} and a reference are two things to compare with; leave one out.")
     notes = [_unfinished(run, "run")] if "status" in run.attrs else []
@@ -95,7 +97,8 @@ def overview(
     else:
         law, name = target(scenario, particles.positions(run).sizes["component"], to)
         distance = wasserstein.to_law(run, law).load()
-        series["distance"] = distance.assign_attrs(long_name=f"Wasserstein distance W₂ to {name}")
+        title = distance.attrs["long_name"].replace("to the law", f"to {name}")
+        series["distance"] = distance.assign_attrs(long_name=title)
     if scenario is not None and hasattr(scenario, "log_invariant"):
         _try(series, notes, "relative_entropy", lambda: _relative_entropy(run, scenario))
     rate = None
@@ -103,6 +106,8 @@ def overview(
         rate = rates.exponential(series["distance"], start=start, stop=stop)
     except ValueError as problem:
         notes.append(str(problem) if isinstance(problem, rates.Unresolved) else f"no rate: {problem}")
+    doubts = tuple(note for note in notes if note.startswith("the reference"))
+    rate = replace(rate, flags=rate.flags + doubts) if rate is not None else None
     return Overview(series, law, rate, tuple(note for note in notes if note), str(run.attrs.get("digest", "")))
 
 
@@ -120,13 +125,15 @@ def _to_reference(run: xr.Dataset, reference: xr.Dataset, last: bool, notes: lis
     if reference.sizes["time"] > 1:
         middle = reference.isel(time=[reference.sizes["time"] // 2])
         still = "quantile" if middle.sizes["component"] == 1 else "gaussian"
-        with contextlib.suppress(ValueError):
+        try:
             moved = replicas.mean_and_error(wasserstein.debiased(middle, final, estimator=still).isel(time=0))
             if float(moved) > SETTLED * float(moved["stderr"]):
                 notes.append(
                     f"the reference still moves: W₂² = {float(moved):.2g} ± {float(moved['stderr']):.1g} between its "
                     "middle and its end. Rates against a law that is not reached are wrong; take a longer reference"
                 )
+        except ValueError as problem:
+            notes.append(f"whether the reference still moves was not checked: {problem}")
     found = wasserstein.debiased(run, final).load()
     return found.assign_attrs(long_name="squared W₂ to the reference's last frame, floor removed")
 
@@ -194,5 +201,6 @@ def _cell(value: xr.DataArray) -> str:
 
 def _heading(name: str, values: xr.DataArray) -> str:
     if name == "distance":
-        return "W₂" if values.attrs["power"] == 1 else "W₂², floor removed"
+        bound = "lower bound of " if values.attrs.get("bound") == "lower" else ""
+        return bound + ("W₂" if values.attrs["power"] == 1 else "W₂², floor removed")
     return {"relative_entropy": "KL to invariant (nat)", "coupling_error": "E|X - X̄|²"}.get(name, name)

@@ -69,6 +69,12 @@ def period(*runs: xr.DataArray) -> Lengths:
     return tuple(math.inf if length is None else float(length) for length in json.loads(recorded.pop()))
 
 
+def squared_units(position: xr.DataArray) -> str:
+    """Units of a squared distance."""
+    units = str(position.attrs.get("units", "1"))
+    return units if units == "1" else f"({units})²"
+
+
 def check_matching(a: xr.DataArray, b: xr.DataArray, dims: tuple[str, ...] = ("time", "component")) -> None:
     """Refuses two arrays whose labels differ along a dimension that both have.
 

@@ -171,7 +171,7 @@ def series(values: xr.DataArray, ax: Axes | None = None, label: str | None = Non
 
 
 def entropy(series: xr.DataArray, ax: Axes | None = None) -> Axes:
-    """An entropy over time with its band, labelled with its estimator, up to the first comma.
+    """An entropy over time with its band, labelled with its estimator, up to the first comma or semicolon.
 
     Args:
         series: (time, replica), or (time) with a coordinate `stderr`.
@@ -228,7 +228,8 @@ def density(
         run: a run, or its position; on a torus particles are wrapped into the box.
         law: the limit: a Law with a density, a function t -> Law, or a Dataset with density(time, x). A point mass is
             drawn as a line (a cross in two dimensions).
-        times: which; the nearest saved ones are drawn, and labelled. By default five, in two dimensions the last.
+        times: which times (never indices); the nearest saved ones are drawn, and labelled. By default five, in two
+            dimensions the last.
         ax: where to draw.
         bins: their number, or in one dimension their edges.
 
@@ -293,26 +294,29 @@ def paths(
 
 def phase(
     run: xr.Dataset | xr.DataArray,
-    time: float = -1,
+    time: float | None = None,
     replica: int = 0,
     components: tuple[int, int] = (0, 1),
     ax: Axes | None = None,
     *,
     scenario: Any = None,
+    frame: int | None = None,
 ) -> Axes:
     """Particles of one replica in the plane of two components, with the vector field that moves them.
 
     Args:
         run: a run, or its position.
-        time: an index (int) or a time (float; the nearest saved one).
+        time: when; the nearest saved one is drawn. By default the last.
         replica: index of the replica.
         components: abscissa and ordinate.
         ax: where to draw.
         scenario: draws its drift b(t, x, m) at the law of the kept particles; further components of x are at their
             means.
+        frame: the index of a saved time, instead of `time`.
 
     Raises:
-        ValueError: no particles kept, values that are not finite, an index out of range.
+        ValueError: no particles kept, values that are not finite, an index out of range, a time outside the run, both a
+            time and a frame.
 
     """
     cloud = clouds.of_run(run, replica)
@@ -322,7 +326,7 @@ def phase(
             f"phase: components {components} of particles that have {cloud.dim}; a phase portrait needs two different "
             "ones, counted from 0."
         )
-    index = clouds.index_of(cloud.times, time)
+    index = clouds.frame_of(cloud.times, time, frame)
     x, weight = cloud.at(index)
     ax = axes.given(ax)
     ax.scatter(x[:, i], x[:, j], s=clouds.areas(weight), color=BLUE, alpha=0.6, linewidths=0, gid="particles", zorder=3)

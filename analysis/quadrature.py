@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, optimize
 
-from .log_density import DROP, Density
+from .log_density import DROP, LogDensity
 from .particles import Lengths
 
 Array = np.ndarray
@@ -19,10 +19,12 @@ FARTHEST = 230.0  # axes end at e^FARTHEST scales
 MOST_CELLS, PARTITIONS = {1: 100_000, 2: 10_000}, 5
 
 
-def log_constant(density: Density, d: int, lengths: Lengths, tolerance: float) -> tuple[float, float]:
-    """Log ∫ e^f in d <= 2 and its error, once two partitions agree."""
+def log_constant(
+    density: LogDensity, d: int, lengths: Lengths, tolerance: float, starts: Array
+) -> tuple[float, float, float]:
+    """Log ∫ e^f in d <= 2 and its error, once two partitions agree, and the highest f."""
     ends = np.full(d, math.inf) if lengths is None else np.array(lengths)
-    modes, peaks = _modes(density, d, ends)
+    modes, peaks = _modes(density, d, ends, starts)
     peak = float(peaks[0])
     chart = _chart(density, modes[0], peak, np.isfinite(ends))
     near = modes[peaks > peak - DROP]
@@ -42,7 +44,7 @@ def log_constant(density: Density, d: int, lengths: Lengths, tolerance: float) -
     marks = chart.inverse(near)
     stretch = np.where(chart.circle, 1.0, chart.scale * np.cosh(marks * ~chart.circle)).max(-1)
     total, error = _agreed(integrand, low, high, chart.circle, marks, widths / stretch, 0.1 * tolerance)
-    return peak + math.log(total), error / total
+    return peak + math.log(total), error / total, peak
 
 
 def _agreed(
@@ -79,8 +81,8 @@ class _Chart:
         return np.where(self.circle, x, np.arcsinh((x - self.centre) @ self.axes / self.scale))
 
 
-def _modes(density: Density, d: int, ends: Array) -> tuple[Array, Array]:
-    """Local maxima, highest first, from a grid that is fine near 0 and reaches 1e6, each refined."""
+def _modes(density: LogDensity, d: int, ends: Array, starts: Array) -> tuple[Array, Array]:
+    """Local maxima, highest first, from a grid that is fine near 0 and reaches 1e6 and from starts, each refined."""
     fine = 1e-3 * np.sinh(np.linspace(-1, 1, 4001 if d == 1 else 241) * math.asinh(1e9))
     axes = [fine if math.isinf(end) else np.linspace(0, end, 513 if d == 1 else 129)[:-1] for end in ends]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
@@ -89,10 +91,13 @@ def _modes(density: Density, d: int, ends: Array) -> tuple[Array, Array]:
         raise ValueError("normalise: log_density is infinite, or nowhere finite, on a grid around 0; check its sign.")
     tops = np.argwhere((values == ndimage.maximum_filter(values, 3, mode="nearest")) & (values > -math.inf))
     tops = tops[np.argsort(-values[tuple(tops.T)])][:12]
+    steps = [np.gradient(axis) for axis in axes]
+    sources = [(grid[tuple(top)], np.array([step[i] for step, i in zip(steps, top, strict=True)])) for top in tops]
+    # A start lies on its mode: a first step of the grid's would leave it.
+    reduced = np.where(np.isfinite(ends), np.mod(starts, np.where(np.isfinite(ends), ends, 1.0)), starts)
+    sources += [(start, np.full(d, _reach(density, start))) for start in reduced]
     found = []
-    for top in tops:
-        start = grid[tuple(top)]
-        size = np.array([np.gradient(axis)[i] for axis, i in zip(axes, top, strict=True)])
+    for start, size in sources:
         simplex = np.vstack([start, start + np.diag(size)])
         best = optimize.minimize(
             lambda z: -float(np.nan_to_num(density(z), nan=-math.inf)),
@@ -105,7 +110,18 @@ def _modes(density: Density, d: int, ends: Array) -> tuple[Array, Array]:
     return np.array([x for _, x in found]), np.array([value for value, _ in found])
 
 
-def _chart(density: Density, mode: Array, peak: float, circle: Array) -> _Chart:
+def _reach(density: LogDensity, start: Array) -> float:
+    """The distance at which f has changed by 1 along an axis."""
+    radii = np.geomspace(1e-12, 1e6, 181)[:, None]
+    at = float(density(start))
+    moved = np.array(
+        [np.nan_to_num(density(start + s * radii * e), nan=-math.inf) for e in np.eye(len(start)) for s in (-1, 1)]
+    )
+    changed = (np.abs(moved - at) > 1).any(0)
+    return float(radii[np.argmax(changed), 0]) if changed.any() else 1.0
+
+
+def _chart(density: LogDensity, mode: Array, peak: float, circle: Array) -> _Chart:
     d = len(mode)
     axes = np.eye(d)
     if d == 2 and not circle.any():
@@ -115,7 +131,7 @@ def _chart(density: Density, mode: Array, peak: float, circle: Array) -> _Chart:
     return _Chart(mode, axes, scale, circle)
 
 
-def _width(density: Density, mode: Array, direction: Array, peak: float) -> float:
+def _width(density: LogDensity, mode: Array, direction: Array, peak: float) -> float:
     """Distance along a line through the mode at which e^f has fallen by e on both sides."""
     radii = np.geomspace(1e-12, 1e100, 1121)[:, None] * max(1.0, float(np.abs(mode).max()) * 1e-3)
     sides = [density(mode + sign * radii * direction) for sign in (-1, 1)]
@@ -125,7 +141,7 @@ def _width(density: Density, mode: Array, direction: Array, peak: float) -> floa
     return float(radii[np.argmin(high), 0])
 
 
-def _curvature(density: Density, mode: Array, step: float) -> Array:
+def _curvature(density: LogDensity, mode: Array, step: float) -> Array:
     """-∇²f by differences; the identity where the mode is not smooth."""
     offsets = step * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1], [1, 1], [-1, -1], [1, -1], [-1, 1]])
     f = density(mode + offsets)
@@ -135,7 +151,7 @@ def _curvature(density: Density, mode: Array, step: float) -> Array:
     return -np.array([[f[1] + f[2] - 2 * f[0], cross / 4], [cross / 4, f[3] + f[4] - 2 * f[0]]]) / step**2
 
 
-def _domain(density: Density, chart: _Chart, modes: Array, peak: float, ends: Array) -> tuple[Array, Array]:
+def _domain(density: LogDensity, chart: _Chart, modes: Array, peak: float, ends: Array) -> tuple[Array, Array]:
     """A box in u outside of which the integrand is below e^-DROP of the peak."""
     inside = chart.inverse(modes)
     low = np.where(chart.circle, 0.0, inside.min(0) - 1.0)
@@ -157,7 +173,7 @@ def _domain(density: Density, chart: _Chart, modes: Array, peak: float, ends: Ar
     return low, high
 
 
-def _highest_on_face(density: Density, chart: _Chart, low: Array, high: Array, k: int, at: float) -> float:
+def _highest_on_face(density: LogDensity, chart: _Chart, low: Array, high: Array, k: int, at: float) -> float:
     u = np.linspace(low, high, 129) if len(low) > 1 else low[None].copy()
     u[:, k] = at
     x, jacobian = chart.points(u)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy import optimize, special
+from scipy import optimize, special, stats
 
 from . import wasserstein
 from .particles import check_finite, check_matching, period, positions, weights
@@ -123,6 +123,7 @@ def exponential(distance: xr.DataArray, *, start: float | None = None, stop: flo
         *_free_floor_flag(t, samples, window, line),
         *_half_flag(distance, t, window, line),
         *_shape_flag(distance, samples, window),
+        *_bound_flag(distance),
     ]
     return line.rate(-1 / exponent, f"{label}, jackknife over {len(samples)} replicas", flags, 1 / exponent)
 
@@ -212,7 +213,7 @@ class _LogLine:
 
     def curvature_flag(self, reason: str) -> list[str]:
         """A flag when a parabola fits better than chance."""
-        if len(self.x) < FEWEST_POINTS:
+        if len(self.x) < 3:
             return []
         solve = _solver(self.x, self.weights, 2)[2]
         bend, error = float(solve @ self.logs), float(jackknife_error(self.without_logs @ solve))
@@ -313,6 +314,16 @@ def _shape_flag(distance: xr.DataArray, samples: Array, window: slice) -> list[s
     ]
 
 
+def _bound_flag(distance: xr.DataArray) -> list[str]:
+    """A flag when the series is a lower bound of the distance, whose rate may be another one."""
+    if distance.attrs.get("bound") != "lower":
+        return []
+    return [
+        "bound: the laws are not Gaussian, and this is the rate of their means and covariances; use "
+        "wasserstein.debiased(..., estimator='transport') for W₂"
+    ]
+
+
 # Powers
 
 
@@ -325,9 +336,10 @@ def power(table: xr.DataArray | xr.Dataset, over: str = "n_particles") -> Rate:
         over: the swept name: n_particles, dt, sigma, ...
 
     Returns:
-        Rate, negative for decay, with the jackknife's interval: one replica is left out at all n at once, since runs of
-        equal seed share their noise. With `stderr` alone, points count as independent and the interval is ± 1.96
-        stderr. Flags: curvature on the log-log scale, means within 3 standard errors of zero.
+        Rate of the values as they are (of a squared error, twice its root's), negative for decay, with the jackknife's
+        interval: one replica is left out at all n at once, since runs of equal seed share their noise. With `stderr`
+        alone, points count as independent and the interval is ± 1.96 stderr. Flags: curvature on the log-log scale (a
+        misfit, with `stderr`), means within 3 standard errors of zero.
 
     Raises:
         ValueError: fewer than three values of n, no replicas and no errors, values that are not finite, means <= 0.
@@ -390,8 +402,11 @@ def _independent_power(n: Array, values: xr.DataArray) -> Rate:
     stderr = float(np.sqrt(np.square(solve[1]) @ (1 / weights)))
     half = 1.96 * stderr
     method = "log-log fit of independent points with given errors"
-    fitted = Rate(slope, slope - half, slope + half, stderr, (0.0, 0.0), float(np.exp(intercept)), method)
-    return _over_range(fitted, n)
+    misfit = float(weights @ np.square(np.log(mean) - intercept - slope * x))
+    poor = misfit > stats.chi2.ppf(FLAG_LEVEL, len(n) - 2)
+    flags = ("not one power over this range: the points miss the line by more than their errors",) if poor else ()
+    window = (float(n.min()), float(n.max()))
+    return Rate(slope, slope - half, slope + half, stderr, window, float(np.exp(intercept)), method, flags)
 
 
 def _over_range(rate: Rate, n: Array) -> Rate:
@@ -405,7 +420,9 @@ def contraction(x: Array, y: Array, v: Array, w: Array) -> float:
     """-∫⟨v - w, x - y⟩dπ / ∫|x - y|²dπ along the optimal coupling π of two samples: a rate without sampling floor.
 
     With v, w the velocities that move the laws, d/dt ½W₂² = ∫⟨v - w, x - y⟩dπ. With v, w the drifts of one equation
-    with additive noise the diffusion only helps, and the value bounds W₂'s rate from below.
+    with additive noise the diffusion only helps, and the value bounds W₂'s rate from below. It is an identity for the
+    samples, and a rate of the laws while they are further apart than their sampling floor: nearer, the optimal coupling
+    pairs noise, and a drift that is not linear shows its contraction at that scale.
 
     Args:
         x: points, (N, d).

@@ -126,7 +126,8 @@ class Basis:
                 slopes += [-wave * np.sin(wave * x), wave * np.cos(wave * x)]
             return np.stack(values), np.stack(slopes)
         spread = float(x.std())
-        if spread == 0:
+        # The mean of a constant is rounded, so its spread need not be 0.
+        if not spread > 1e-12 * float(np.abs(x).max()):
             raise ValueError("a component is constant: the law has no density. Drop the component.")
         z = (x - x.mean()) / spread
         # Hermite polynomials: He_{j+1} = z He_j - j He_{j-1}, He_j' = j He_{j-1}, normalised by √j!.

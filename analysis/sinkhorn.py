@@ -43,6 +43,11 @@ def sinkhorn_divergence(x: Tensor, y: Tensor, reg: float, *, iterations: int = 2
     for name, z in (("x", x), ("y", y)):
         if z.ndim != 2 or not z.is_floating_point() or not bool(torch.isfinite(z).all()):
             raise ValueError(f"sinkhorn_divergence: {name} must be a finite floating tensor (N, d).")
+    if x.shape[1] != y.shape[1] or not (len(x) and len(y)) or (x.dtype, x.device) != (y.dtype, y.device):
+        raise ValueError(
+            f"sinkhorn_divergence: x {tuple(x.shape)} {x.dtype} on {x.device} and y {tuple(y.shape)} {y.dtype} on "
+            f"{y.device}; expected points of one dimension, dtype and device, one or more of each."
+        )
     parts = [_entropic(u, v, reg, iterations, tolerance) for u, v in ((x, y), (x, x), (y, y))]
     return parts[0] - 0.5 * parts[1] - 0.5 * parts[2]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,10 @@ from .free_energy import (
     generators,
     internal,
     of_law,
+    of_one_run,
     of_particles,
     periods,
-    positions,
+    time_step,
     value_of,
     variance,
     with_density,
@@ -68,6 +69,7 @@ UNCONVERGED = 1e-6  # relative, of an integral over time
 CONVEX = 1e-9  # relative depth below its chord at which a function counts as not convex
 GAUSSIAN = 0.1  # skewness and excess kurtosis that a Gaussian plug-in tolerates
 PROBE_AXES, PROBE_PARTICLES = 8, 500
+ROWS, MOST_POINTS = 256, 20_000  # of a second derivative: a block, and the largest quadrature it is computed on
 SKEWED = 400  # samples from which 3 s.e. of a χ²₁-like mean are violated by chance in 0.6 % of cases (6 % at 16)
 
 TEST_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -185,15 +187,13 @@ def stationarity(
     Source: the weak form of Szpruch, Mean-field Langevin dynamics, Proposition 4.
 
     """
-    position = _between(positions(run), start, None)
+    position = _between(of_one_run(run, "stationarity"), start, None)
     replicas.count(position)
-    step = _time_step(position)
+    step = time_step(position, "stationarity")
     named = dict(functions or TEST_FUNCTIONS)
     terms = generators(scenario, list(named.values()))
     found = along(position, None, terms, "generator", "∫ Lf dm", n_terms=2 * len(named))
-    means = (
-        found.mean([dim for dim in found.dims if dim not in ("replica", "term")]).transpose("term", "replica").values
-    )
+    means = found.mean([dim for dim in found.dims if dim == "time"]).transpose("term", "replica").values
     source = "weak form of Szpruch, Mean-field Langevin dynamics, Proposition 4"
     return tuple(
         identity(
@@ -227,6 +227,7 @@ def hwi(entropy: Values, fisher: Values, w2: Values, convexity: float, *, seen: 
     def sides(kl: float, i: float, w: float) -> tuple[float, float]:
         return kl, w * (math.sqrt(i) - 0.5 * convexity * w)
 
+    _check_constant("HWI", convexity)
     hypotheses = [_as_convex(convexity, seen)]
     return of_means("HWI", sides, (entropy, fisher, w2), hypotheses, "Otto, Villani (2000), Theorem 3")
 
@@ -239,6 +240,7 @@ def log_sobolev(entropy: Values, fisher: Values, constant: float, *, seen: float
     Source: Bakry, Émery (1985); Otto, Villani (2000), Theorem 2.
 
     """
+    _check_constant("log-Sobolev", constant)
     hypotheses = [_as_positive(constant), _as_convex(constant, seen)]
     divisor = constant if constant > 0 else math.nan
 
@@ -256,6 +258,7 @@ def talagrand(entropy: Values, w2: Values, constant: float, *, seen: float | Non
     Source: Otto, Villani (2000), Theorem 1.
 
     """
+    _check_constant("Talagrand T₂", constant)
     hypotheses = [_as_positive(constant), _as_convex(constant, seen)]
     divisor = constant if constant > 0 else math.nan
 
@@ -354,7 +357,7 @@ def entropy_sandwich(
         density, lower, upper = of_law(m), None, None
         sides = _sandwich(scenario, density.measure, density.entropy, minimiser, star, normalisation)
     else:
-        position = _single_time(positions(m))
+        position = _single_time(of_one_run(m, "entropy_sandwich"))
         density = of_particles(torch.as_tensor(position.values, dtype=torch.float64), periods(position))
         sides = _sandwich(scenario, density.measure, density.entropy, minimiser, star, normalisation)
         lower, upper = _halves_of_sandwich(scenario, position, minimiser, star, sides, normalisation)
@@ -415,7 +418,8 @@ def iid_bias(energy: Energy, samples: Any, law: Law, *, discretisation: float = 
         discretisation: declared O(1/N²) remainder for F that are not quadratic.
 
     Raises:
-        ValueError: fewer than 400 replicas, or points that are not finite.
+        ValueError: fewer than 400 replicas, points that are not finite or of another dimension, a law whose quadrature
+            has more than 20 000 points.
 
     Source: Chassagneux, Szpruch, Tse, Weak quantitative propagation of chaos via differential calculus on the space of
         measures (2022), at first order.
@@ -428,8 +432,8 @@ def iid_bias(energy: Energy, samples: Any, law: Law, *, discretisation: float = 
             "a χ²: from fewer, three standard errors reject a true identity too often. Independent samples are cheap."
         )
     mu = law.as_measure()
-    second = energy.second_derivative(mu, mu.points, mu.points).diagonal(dim1=-2, dim2=-1)
-    expected = float((mu.weights * second).sum()) / (2 * n)
+    second = _second_derivatives(energy, mu, lambda x: x)
+    expected = sum(float((w * rows.diagonal()).sum()) for w, rows in second) / (2 * n)
     declared = discretisation + QUADRATURE * abs(expected)
     source = "Chassagneux, Szpruch, Tse (2022)"
     return identity("bias of N particles", bias, np.full(len(bias), expected), discretisation=declared, source=source)
@@ -446,7 +450,7 @@ def bias_bound(energy: Energy, samples: Any, law: Law, bound: float) -> Check:
             to prove. Values at ν = m that already exceed it make the hypothesis fail.
 
     Raises:
-        ValueError: fewer than two replicas, or points that are not finite.
+        ValueError: fewer than two replicas; as `iid_bias` otherwise.
 
     Source: Szpruch, Mean-field Langevin dynamics, Theorem 6; Mei, Montanari, Nguyen (2018),
         Proposition 4.1 with another constant.
@@ -454,9 +458,9 @@ def bias_bound(energy: Energy, samples: Any, law: Law, bound: float) -> Check:
     """
     bias, n = _bias(energy, samples, law)
     mu = law.as_measure()
-    pairs = mu.weights[:, None] * mu.weights
+    second = _second_derivatives(energy, mu, lambda x: mu.points)
     first = float((mu.weights * energy.functional_derivative(mu, mu.points).abs()).sum())
-    seen = first + float((pairs * energy.second_derivative(mu, mu.points, mu.points).abs()).sum())
+    seen = first + sum(float((w[:, None] * mu.weights * rows.abs()).sum()) for w, rows in second)
     reason = "" if seen <= bound * (1 + QUADRATURE) else f"L = {bound:g}, but the expectations at m alone give {seen:g}"
     mean, error = mean_and_error(np.sign(bias.mean()) * bias)
     return inequality(
@@ -466,6 +470,11 @@ def bias_bound(energy: Energy, samples: Any, law: Law, bound: float) -> Check:
 
 
 # Hypotheses, as the sentence that says what fails
+
+
+def _check_constant(name: str, constant: float) -> None:
+    if not math.isfinite(constant):
+        raise ValueError(f"{name}: the constant is {constant}; expected a finite number.")
 
 
 def _as_positive(constant: float) -> str:
@@ -532,14 +541,6 @@ def _halves(position: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     return position.isel(particle=slice(None, half)), position.isel(particle=slice(half, 2 * half))
 
 
-def _time_step(position: xr.DataArray) -> float:
-    if "dt" not in position.coords or position["dt"].ndim:
-        raise ValueError(
-            "theory: the particles carry no scalar coordinate dt, so Euler's error is unknown; pass the run."
-        )
-    return float(position["dt"])
-
-
 def _dissipation_of_run(
     name: str,
     source: str,
@@ -549,7 +550,7 @@ def _dissipation_of_run(
     stop: float | None,
     law: Law | Flow | None,
 ) -> Check:
-    position = _between(positions(run), start, stop)
+    position = _between(of_one_run(run, name), start, stop)
     replicas.count(position)
     if position.sizes.get("time", 1) < 3:
         raise ValueError(
@@ -564,7 +565,7 @@ def _dissipation_of_run(
 
     change, spent, rate = sides(position)
     trapezoid = abs(float((spent + integrate.trapezoid(rate, x=time, axis=0)).mean()))
-    euler = 0.5 * _time_step(position) * float(np.abs(np.diff(rate.mean(1))).sum())
+    euler = 0.5 * time_step(position, name) * float(np.abs(np.diff(rate.mean(1))).sum())
     halves = [sides(half) for half in _halves(position)]
     halved = np.mean([half_spent - half_change for half_change, half_spent, _ in halves])
     finite_n = abs(float(halved - (spent - change).mean()))
@@ -637,13 +638,29 @@ def _probes(mu: EmpiricalMeasure, star: EmpiricalMeasure) -> list[EmpiricalMeasu
 def _bias(energy: Energy, samples: Any, law: Law) -> tuple[np.ndarray, int]:
     """F(m^N) - F(m) - ∫ δF/δm(m) dm^N for each replica, and N."""
     if isinstance(samples, (xr.Dataset, xr.DataArray)):
-        samples = _single_time(positions(samples)).values
+        samples = _single_time(of_one_run(samples, "samples")).values
     x = torch.as_tensor(samples, dtype=torch.float64)
     if x.ndim != 3:
         raise ValueError(f"samples have shape {tuple(x.shape)}; expected (replica, particle, component).")
     particles.check_finite(x.numpy(), "samples")
+    if x.shape[-1] != law.dim:
+        raise ValueError(f"samples have {x.shape[-1]} components and the law is in dimension {law.dim}; pass its own.")
     sample, mu = EmpiricalMeasure(x), law.as_measure()
     with torch.no_grad():
         excess = energy(sample) - energy(mu)
     linear = energy.functional_derivative(mu, x.reshape(-1, x.shape[-1])).reshape(x.shape[:-1]).mean(-1)
     return (excess - linear).numpy(), x.shape[1]
+
+
+def _second_derivatives(
+    energy: Energy, mu: EmpiricalMeasure, beside: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weights (k,) and δ²F/δm²(m)(x, beside(x)), (k, ...), for blocks x of the points of m."""
+    if mu.n_particles > MOST_POINTS:
+        raise ValueError(
+            f"the law's quadrature has {mu.n_particles} points, and the second derivative of F costs a backward pass "
+            f"on all of them for each; at most {MOST_POINTS} are affordable. Pass a law with a smaller as_measure(), "
+            "such as a Gaussian or one in d = 1."
+        )
+    for w, x in zip(mu.weights.split(ROWS), mu.points.split(ROWS), strict=True):
+        yield w, energy.second_derivative(mu, x, beside(x))

@@ -573,6 +573,12 @@ def _atoms(measure: Any, name: str) -> Atoms:
         if len(measure) != 2:
             raise TypeError(f"{name} is a tuple of {len(measure)}; expected (points (N, d), masses (N,)).")
         measure, masses = measure[0], _array(measure[1])
+    if isinstance(measure, xr.DataArray):
+        period = particles.period(measure)
+        if "weighted" in measure.attrs and masses is None:
+            raise ValueError(f"{name} has lost its unequal masses; pass (points, masses), or the run to ..._between.")
+        if set(measure.dims) == {"particle", "component"}:
+            measure = measure.transpose("particle", "component").values
     points = _array(measure)
     points = points[:, None] if points.ndim == 1 else points
     if points.ndim != 2 or points.size == 0:

@@ -27,7 +27,7 @@ from mfsde.measure import Law, period_lengths
 from . import bures, floor, line, particles
 from .ground import check_metric, squared_distances
 from .labels import apply, described, replicated, threaded
-from .laws import Flow, block_over, each, times_of
+from .laws import Flow, as_lower_bound, block_over, each, is_gaussian, remembered, times_of
 from .laws import to_law as to_law
 from .replicas import count
 from .sinkhorn import sinkhorn_divergence as sinkhorn_divergence
@@ -153,24 +153,30 @@ def effort(n: int, m: int, problems: int = 1) -> Effort:
 
 
 def subsampled(a: Any, b: Any, n: int, *, repeats: int = 8, seed: int = 0, metric: str = "euclidean") -> Estimate:
-    """W₂ between random subsamples of n points: mean and standard error over independent draws.
+    """W₂ between disjoint random subsamples of n points: mean and standard error over them.
 
-    It estimates E W₂(a_n, b_n), not W₂(a, b): the sampling floor of n is in it.
+    It estimates E W₂(a_n, b_n), not W₂(a, b): the sampling floor of n is in it. Disjoint subsamples of independent
+    points are independent, so the error is that of fresh data; at most ⌊N/n⌋ of them exist.
+
+    Raises:
+        ValueError: fewer than two disjoint subsamples, unequal masses, as `distance`.
+
     """
-    if repeats < 2:
-        raise ValueError(f"subsampled: an error bar needs repeats >= 2; got {repeats}.")
     (x, wx), (y, wy) = _atoms(a, "a"), _atoms(b, "b")
     period = _common_period(a, b)
     check_metric(metric, period)
+    if wx is not None or wy is not None:
+        raise ValueError("subsampled: the masses differ, so points are not exchangeable; pass points of equal mass.")
+    possible = min(len(x), len(y)) // n if n >= 1 else 0
+    if min(possible, repeats) < 2:
+        raise ValueError(
+            "subsampled: an error bar takes two disjoint subsamples or more, so "
+            f"1 <= n <= {min(len(x), len(y)) // 2} and repeats >= 2; got n = {n}, repeats = {repeats}."
+        )
+    repeats = min(repeats, possible)
     rng = np.random.default_rng(seed)
-
-    def drawn(points: Points, w: Weights) -> Points:
-        if not 1 <= n <= len(points):
-            raise ValueError(f"subsampled: n = {n} of {len(points)} points; expected 1 <= n <= {len(points)}.")
-        return points[rng.choice(len(points), n, replace=w is not None, p=w)]
-
-    draws = [(drawn(x, wx), drawn(y, wy)) for _ in range(repeats)]
-    found = np.array([math.sqrt(_cost(u, None, v, None, 2.0, metric, period)) for u, v in draws])
+    left, right = (z[rng.permutation(len(z))[: n * repeats]].reshape(repeats, n, -1) for z in (x, y))
+    found = _batch(left, None, right, None, 2.0, metric, period)
     return Estimate(float(found.mean()), float(found.std(ddof=1) / math.sqrt(repeats)))
 
 
@@ -336,9 +342,12 @@ def debiased(
     period = particles.period(*clouds)
     check_metric(metric, period)
     is_plain = period is None and metric == "euclidean" and weight is None and masses is None
-    estimator = _chosen(estimator, target, d, is_plain)
+    estimator = _chosen(estimator, _is_flow(target) and is_gaussian(target, position), d, is_plain)
     how = floor.Debiasing(
-        estimator, floor.pairing(r, partners), partial(_batch, power=2.0, metric=metric, period=period)
+        estimator,
+        floor.pairing(r, partners),
+        partial(_batch, power=2.0, metric=metric, period=period),
+        remembered(line.even_cells),
     )
     if estimator == "transport":
         n = min(z.sizes["particle"] for z in clouds)
@@ -349,29 +358,32 @@ def debiased(
     else:
         found = _debiased_from_run(position, weight, target, masses, how)
     values, half, shape = found
+    units = particles.squared_units(position)
     result: xr.DataArray = values.rename("debiased").assign_coords(
-        half=described(half, "squared W₂ without its floor, from N/2 particles")
+        half=described(half, "squared W₂ without its floor, from N/2 particles", units)
     )
-    if estimator == "transport" and d > 1:
-        result = result.assign_coords(shape=described(shape, "squared Bures distance of the covariances"))
-    return result.assign_attrs(
+    # A covariance of coordinates means nothing on a torus or a sphere.
+    if estimator == "transport" and d > 1 and period is None and metric == "euclidean":
+        result = result.assign_coords(shape=described(shape, "squared Bures distance of the covariances", units))
+    result = result.assign_attrs(
         long_name="squared Wasserstein distance W₂² without its sampling floor",
-        units=f"({position.attrs.get('units', '1')})²" if position.attrs.get("units", "1") != "1" else "1",
+        units=units,
         power=2,
         estimator=f"jackknife values over replicas, {estimator}",
         n_particles=min(z.sizes["particle"] for z in (position, target) if isinstance(z, xr.DataArray)),
     )
+    known = estimator != "gaussian" or not _is_flow(target) or is_gaussian(target, position)
+    return result if known else as_lower_bound(result)
 
 
 def _is_flow(reference: Any) -> bool:
     return isinstance(reference, Law) or (callable(reference) and not isinstance(reference, (xr.Dataset, xr.DataArray)))
 
 
-def _chosen(estimator: str, target: Any, d: int, is_plain: bool) -> str:
+def _chosen(estimator: str, to_gaussian: bool, d: int, is_plain: bool) -> str:
     """The estimator, chosen or checked."""
     if estimator == "auto":
-        gaussian = isinstance(target, Gaussian) or (_is_flow(target) and not isinstance(target, Law))
-        return "transport" if not is_plain else "quantile" if d == 1 else "gaussian" if gaussian else "transport"
+        return "transport" if not is_plain else "quantile" if d == 1 else "gaussian" if to_gaussian else "transport"
     if estimator not in ("quantile", "gaussian", "transport"):
         raise ValueError(f"debiased: estimator {estimator!r} is unknown; expected quantile, gaussian or transport.")
     if estimator == "quantile" and (d > 1 or not is_plain):
@@ -396,7 +408,8 @@ def _debiased_from_law(
         return how.values(x, p, at, None)
 
     found: tuple[xr.DataArray, ...] = apply(
-        block_over(each(one), law, d, 3),
+        # Programs have threads of their own, as many as memory allows.
+        block_over(each(one), law, d, 3, workers=1 if how.estimator == "transport" else None),
         times_of(position, law),
         *arrays,
         input_core_dims=[[], *cores],
@@ -453,9 +466,6 @@ def _debiased_from_run(
         output_dtypes=[float] * 3,
     )
     return result
-
-
-# One law, all replicas
 
 
 # Labels
@@ -614,6 +624,8 @@ def _common_period(a: Any, b: Any) -> Lengths:
         for m in (a, b)
         if isinstance(m, EmpiricalMeasure) and m.period is not None
     }
+    recorded = particles.period(*(m for m in (a, b) if isinstance(m, xr.DataArray)))
+    found |= set() if recorded is None else {recorded}
     if len(found) > 1:
         raise ValueError(f"distance: the measures live on different tori, with periods {sorted(found)}.")
     return found.pop() if found else None
@@ -631,6 +643,8 @@ def _atoms(a: Any, name: str) -> tuple[Points, Weights]:
     if isinstance(a, EmpiricalMeasure):
         weights = None if a.is_uniform else _shares(a.weights.detach().cpu().numpy())
         a = a.points
+    if isinstance(a, xr.DataArray):
+        a = _labelled_atoms(a)
     points = a.detach().cpu().numpy() if isinstance(a, torch.Tensor) else np.asarray(a)
     points = points[:, None] if points.ndim == 1 else points
     if points.ndim != 2 or len(points) == 0:
@@ -639,3 +653,12 @@ def _atoms(a: Any, name: str) -> tuple[Points, Weights]:
             "and replicas use `between`."
         )
     return points, weights if weights is None else weights / weights.sum()
+
+
+def _labelled_atoms(a: xr.DataArray) -> Points:
+    """One frame of one replica, with the particles first whatever the order of its dimensions."""
+    if "weighted" in a.attrs:
+        raise ValueError("distance: the particles have unequal masses; use `between` with the run, which holds them.")
+    if {"particle", "component"} == set(a.dims):
+        a = a.transpose("particle", "component")
+    return a.values

@@ -15,11 +15,16 @@ from scipy import special, stats
 
 import mfsde
 from mfsde import Dirac, EmpiricalMeasure, Gaussian
-from mfsde.analysis import replicas
+from mfsde.analysis import entropy, replicas
 from mfsde.analysis.entropy import differential, fisher, gaussian_bias, normalise, relative
+from mfsde.analysis.log_density import LogDensity
 from mfsde.scenarios import MeanFieldOU
 
 SE = 4.0
+
+# Bounds of the spacing estimator's bias at Gaussian laws, measured with -log m as control variate, in 1e-4:
+# -9.5 ± 1.6 (4000 samples of N = 500), 3.7 ± 0.7 (3000 of 2000), 2.8 ± 0.6 (600 of 8000). Three errors on top.
+SPACING_BIAS = {500: 1.5e-3, 2000: 6e-4, 8000: 5e-4}
 
 # (m, v, w, KL, Fisher, entropy) of N(m, v) relative to N(0, w).
 GAUSSIANS = [
@@ -130,13 +135,13 @@ def test_gaussian_functionals_are_recovered(m, v, w, truth_kl, truth_fisher, tru
     }
     for name, (values, truth) in checks.items():
         mean, error = mean_and_error(values)
-        # 2e-3: what is left of the spacing estimator's bias at N = 2000.
-        assert abs(mean - truth) < SE * error + 2e-3, name
+        bias = SPACING_BIAS[2000] if name in ("spacing", "kl", "kl of a law") else 1e-12
+        assert abs(mean - truth) < SE * error + bias, name
     # Planted faults: 10 % in the deviation, and the wrong temperature.
     mean, error = mean_and_error(differential(1.1 * x))
-    assert abs(mean - truth_entropy) > SE * error + 2e-3
+    assert abs(mean - truth_entropy) > SE * error + SPACING_BIAS[2000]
     mean, error = mean_and_error(relative(x, partial(quadratic, w=1.3 * w)))
-    assert abs(mean - truth_kl) > SE * error + 2e-3
+    assert abs(mean - truth_kl) > SE * error + SPACING_BIAS[2000]
 
 
 @pytest.mark.parametrize(("n", "d"), [(1000, 1), (1000, 2), (1000, 3), (2000, 5)])
@@ -165,6 +170,26 @@ def test_on_a_torus_the_entropy_is_that_of_the_wrapped_law(rng):
     mean, error = mean_and_error(fisher(x, period=2 * math.pi, degree=2))
     assert abs(mean - truth) < SE * error
     assert abs(2 * mean - truth) > SE * error
+
+
+def test_line_components_of_a_cylinder_have_scales_of_their_own(rng):
+    uniform, z = rng.uniform(size=(12, 500)), rng.normal(size=(12, 500))
+    for scale, period in ((100.0, [1, None]), (1e-3, 1.0)):
+        truth = 0.5 * math.log(2 * math.pi * math.e) + math.log(scale)
+        x = np.stack([uniform, 0.5 + scale * z], -1)
+        mean, error = mean_and_error(differential(x, period=period))
+        # Without calibration the line costs what a Gaussian law costs in its dimension, at most.
+        assert abs(mean - truth) < SE * error + 0.04
+    assert differential(x, period=[None, None]).tolist() == differential(x).tolist()
+    assert "Gaussian" in differential(run_of(x), period=[None, None]).attrs["estimator"]
+    anisotropic = rng.uniform(size=(12, 500, 2)) * [1.0, 100.0]
+    mean, error = mean_and_error(differential(anisotropic, period=[1.0, 100.0]))
+    assert abs(mean - math.log(100)) < SE * error
+    with pytest.raises(ValueError, match="a bias of about"):
+        differential(x[0] + 300 * rng.choice([-1, 1], size=(500, 1)) * [0, 1], period=[1, None])
+    far = np.column_stack([rng.uniform(size=200), np.tan(np.pi * (rng.random(200) - 0.5)) ** 3])
+    with pytest.raises(ValueError, match=r"more than half a period apart|a bias of about"):
+        differential(far, period=[1, None])
 
 
 # --- refusals ---
@@ -212,6 +237,47 @@ def test_structure_that_neighbours_do_not_resolve_is_refused_although_n_is_large
     assert isinstance(differential(rng.normal(size=(2000, 5))), float)
 
 
+@pytest.mark.parametrize(("n", "d", "apart"), [(500, 3, 20), (1000, 3, 20), (200, 2, 50), (60_000, 3, 400)])
+def test_clusters_that_one_scale_does_not_fit_are_refused(n, d, apart, rng):
+    x = rng.normal(size=(n, d))
+    assert isinstance(differential(x), float)
+    x[:, 0] += apart * rng.choice([-1, 1], n)
+    with pytest.raises(ValueError, match=r"a bias of about 0\.[1-9]"):
+        differential(x)
+    truth = d / 2 * math.log(2 * math.pi * math.e) + math.log(2)
+    assert differential(x, beyond_range=True) > truth + 0.15
+
+
+def test_the_bias_that_is_seen_is_stated_and_sound_samples_pass(rng):
+    samples = rng.normal(size=(400, 200, 2))
+    assert np.isfinite(differential(samples)).all()
+    assert "0.21 nat" in differential(run_of(samples[:1])).attrs["bias"]
+    assert "0.1 nat" in differential(run_of(rng.normal(size=(1, 2000, 2)))).attrs["bias"]
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_spacings_tell_copies_from_rounding(k, rng):
+    x = rng.normal(size=2000)
+    copied = np.repeat(x[: 2000 // k], k)
+    for sample in (copied, copied.astype(np.float32), np.r_[x, x[:40]], (copied + 1e4).astype(np.float32)):
+        with pytest.raises(ValueError, match="% of the particles are copies"):
+            differential(sample)
+    # One step of float32 at 1e4 is about one spacing: as many ties as among copies, and no bias to speak of.
+    rounded = (x + 1e4).astype(np.float32)
+    assert len(np.unique(rounded)) < 0.8 * len(x)
+    for sample in (rounded, x.round(3)):
+        assert differential(sample) == pytest.approx(differential(x), abs=0.02)
+
+
+def test_a_constant_that_is_not_a_binary_number_is_constant(rng):
+    x = np.column_stack([rng.normal(size=500), np.full(500, 0.1)])
+    for period in (None, [1.0, None], [None, 1.0]):
+        with pytest.raises(ValueError, match="component is constant"):
+            differential(x, period=period)
+    with pytest.raises(ValueError, match="component is constant"):
+        fisher(x)
+
+
 def test_atoms_and_hyperplanes_have_no_entropy(rng):
     x = rng.normal(size=(1000, 2))
     with pytest.raises(ValueError, match="100 % of 2000 particles are copies"):
@@ -238,6 +304,11 @@ def test_a_density_that_vanishes_or_has_no_formula_is_refused(rng):
         relative(x, lambda y: -y.square(), 0.0)
     with pytest.raises(ValueError, match="is normalised; leave out log_z"):
         relative(x, Gaussian([0.0], [[1.0]]), 0.0)
+    with pytest.raises(ValueError, match="depends on time, which an array does not tell"):
+        relative(x, MeanFieldOU(initial_variance=1.0).limit)
+    single = torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match=r"(?s)must have the same dtype.*float32 network"):
+        relative(x, lambda y: single(y).sum(-1), 0.0)
     with pytest.raises(ValueError, match="log_z = nan"):
         relative(x, quadratic, math.nan)
     with pytest.raises(TypeError, match="log_density is a float"):
@@ -293,6 +364,44 @@ def test_a_run_keeps_its_labels_and_gives_the_numbers_of_its_arrays(rng):
     assert (abs(torus) < 0.2).all()
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+def test_laws_that_depend_on_time_are_met_at_each_time(pooled, rng):
+    case = MeanFieldOU(initial_mean=(1.5,), initial_variance=0.4)
+    run = run_of(rng.normal(size=(3, 4, 250, 1))).assign_coords(time=[0.0, 0.5, 1.0])
+    found = relative(run, case.limit, pooled=pooled)
+    for k, t in enumerate(run.time.values.tolist()):
+        xr.testing.assert_identical(found.isel(time=k), relative(run.isel(time=k), case.limit(t), pooled=pooled))
+    xr.testing.assert_identical(found.isel(time=1), relative(run.isel(time=1), case.limit, pooled=pooled))
+    assert abs(found - relative(run, case.limit(0.0), pooled=pooled))[1:].min() > 1e-3
+    with pytest.raises(ValueError, match="laws are normalised"):
+        relative(run, case.limit, 0.0)
+
+
+def test_particles_show_modes_that_the_search_misses(rng):
+    law = mfsde.Mixture([Gaussian([0.0], [[9.0]]), Gaussian([20.2], [[1e-4]])])
+    x = law.sample(600, torch.Generator().manual_seed(0)).double()
+    by_law = relative(x, law)
+    assert normalise(lambda y: law.log_prob(y), 1)[0] == pytest.approx(-math.log(2))
+    assert relative(x, lambda y: law.log_prob(y)) == pytest.approx(by_law, abs=1e-9)
+    found = relative(run_of(x.numpy()[None, None]), lambda y: law.log_prob(y))
+    assert found.item() == pytest.approx(by_law, abs=1e-9)
+    # Without them: the particles lie above all modes that were found.
+    terms = entropy._relative_terms
+    with pytest.raises(ValueError, match="log Z misses a mode"):
+        terms(x.numpy(), entropy=lambda y: y[..., 0], density=LogDensity.of(lambda y: law.log_prob(y)), log_z=0.0,
+              highest=-2.0)  # fmt: skip
+
+
+def test_the_pooled_error_holds_that_of_an_annealed_constant(rng):
+    run = run_of(rng.normal(size=(2, 8, 200, 3)))
+    found = relative(run, quadratic, pooled=True)
+    known = relative(run, quadratic, 1.5 * math.log(2 * math.pi), pooled=True)
+    error = found.attrs["log_z_stderr"]
+    assert error > 1e-5
+    assert found.stderr.values == pytest.approx(np.hypot(known.stderr.values, error), rel=1e-12)
+    assert found.values - known.values == pytest.approx(found.attrs["log_z"] - known.attrs["log_z"], abs=1e-12)
+
+
 def test_dask_gives_the_same_numbers(rng):
     pytest.importorskip("dask.array")
     x = rng.normal(size=(3, 4, 250, 2))
@@ -340,13 +449,13 @@ def test_relative_entropy_along_a_run_is_the_closed_form(relaxing):
     w = case.sigma**2 / (2 * rate)
     truth = np.array([kl(m, v, w) for m, v in zip(mean, variance, strict=True)])
     found = relative(run, case.log_invariant, pooled=True)
-    assert np.all(np.abs(found - truth) < SE * found.stderr + 2e-3)
+    assert np.all(np.abs(found - truth) < SE * found.stderr + SPACING_BIAS[8000])
     of_replicas = replicas.mean_and_error(relative(run, case.log_invariant))
-    assert np.all(np.abs(of_replicas - truth) < SE * of_replicas.stderr + 6e-3)
+    assert np.all(np.abs(of_replicas - truth) < SE * of_replicas.stderr + SPACING_BIAS[500])
     # Planted faults: a temperature 20 % off, and time shifted by one frame.
     wrong = relative(run, lambda x: case.log_invariant(x) / 1.2, pooled=True)
-    assert np.all(np.abs(wrong - truth) > SE * wrong.stderr + 2e-3)
-    assert np.all(np.abs(found.values[:-1] - truth[1:]) > SE * found.stderr[:-1] + 2e-3)
+    assert np.all(np.abs(wrong - truth) > SE * wrong.stderr + SPACING_BIAS[8000])
+    assert np.all(np.abs(found.values[:-1] - truth[1:]) > SE * found.stderr[:-1] + SPACING_BIAS[8000])
 
 
 def test_fisher_information_along_a_run_is_the_closed_form(relaxing):

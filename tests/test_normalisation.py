@@ -112,6 +112,27 @@ def test_annealing_sees_modes_that_are_far_apart():
     assert abs(math.log(0.7)) > 4.8 * error
 
 
+@pytest.mark.parametrize("d", [1, 2])
+def test_points_near_a_narrow_mode_show_it(d):
+    """Half of the mass lies where no point of the grid does; found blindly, it is missed without a word."""
+    near = np.full((40, d), 20.2) + 1e-4 * np.random.default_rng(0).normal(size=(40, d))
+    peaks = [Gaussian([0.0] * d, 9.0), Gaussian([20.2] * d, 1e-6)]
+    log_density = lambda x: Mixture(peaks).log_prob(x)  # noqa: E731
+    blind, error = normalise(log_density, d)
+    assert blind == pytest.approx(-math.log(2), abs=1e-6)
+    assert error < 1e-8
+    found, error = normalise(log_density, d, near=near)
+    assert abs(found) <= max(error, 1e-9)
+    with pytest.raises(ValueError, match=r"expected finite points \(n, "):
+        normalise(log_density, d, near=near[0])
+
+
+def test_annealing_that_never_reached_the_highest_mode_is_refused():
+    peaks = [Gaussian([0.0] * 3, 1.0), Gaussian([20.2, 7.3, 1.0], 0.01)]
+    with pytest.raises(RuntimeError, match="no walker of the annealing reached"):
+        normalise(lambda x: Mixture(peaks).log_prob(x), 3, near=[[20.2, 7.3, 1.0]])
+
+
 def test_the_stated_error_of_annealing_is_its_scatter(monkeypatch):
     monkeypatch.setattr(annealing, "WALKERS", 128)
     pulls = []

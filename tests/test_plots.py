@@ -21,7 +21,7 @@ from PIL import Image
 from scipy import stats
 
 import mfsde
-from mfsde.analysis import plots
+from mfsde.analysis import entropy, plots
 from mfsde.analysis.axes import LABEL_WIDTH
 from mfsde.analysis.rates import Rate
 from mfsde.scenarios import DoubleWell, MeanFieldOU
@@ -69,6 +69,12 @@ def cloud(points, *, times=None, period=None, weight=None):
         data["weight"] = (dims[:-1], weight)
     return xr.Dataset(data, coords={"time": ("time", times, {"long_name": "time", "units": "1"}),
                                     "component": np.arange(points.shape[-1])})  # fmt: skip
+
+
+def sweep():
+    """Runs at two parameters in one dataset."""
+    runs = [cloud(normals(2, 1, 5, 2), times=[0.0, 1.0]) for _ in range(2)]
+    return xr.concat(runs, xr.Variable("coupling", [0.1, 0.2]), join="exact", data_vars="all")
 
 
 def normals(*shape, seed=0):
@@ -184,6 +190,17 @@ def test_long_labels_are_broken_and_exponents_raised():
 
 
 def test_entropy_is_labelled_with_its_estimator_and_energies_share_axes():
+    for estimator, told in (
+        ("spacing", "spacing (m = 3) entropy, ±"),
+        ("knn", "kNN (k = 4) entropy, ±"),
+        ("gaussian", "Gaussian plug-in entropy, ±"),
+    ):
+        x = cloud(normals(2, 3, 200, 1))
+        for found in (
+            entropy.differential(x, estimator=estimator),
+            entropy.relative(x, mfsde.Gaussian([0.0], [[1.0]]), estimator=estimator),
+        ):
+            assert legend(plots.entropy(found, axes()))[0].replace("\n", " ").startswith(told)
     ax = plots.entropy(replicated(1 + TIMES).assign_attrs(estimator="kNN, k = 4; whitened"), axes())
     assert legend(ax)[0].startswith("kNN, ±")
     ax = plots.entropy(replicated(1 + TIMES).assign_attrs(estimator="score matching; degree 3"), axes())
@@ -506,6 +523,17 @@ class Kernel:
         return mfsde.Gaussian([0.0, 0.0], 1.0)
 
 
+def test_a_time_is_a_time_whether_integer_or_not():
+    run = cloud(normals(4, 1, 5, 2), times=[0.0, 0.5, 1.0, 3.0])
+
+    def title(*args, **options):
+        return plots.phase(run, *args, ax=axes(), **options).get_title()
+
+    assert title(1) == title(1.0) == title(frame=2) == "t = 1, replica 0"
+    assert title() == title(frame=-1) == "t = 3, replica 0"
+    assert plots.density(run, times=1, ax=axes()).get_title() == "t = 1"
+
+
 def test_phase_takes_drifts_that_leave_out_the_particle_itself():
     run = mfsde.simulate(Kernel(), n_particles=10, horizon=0.1, dt=0.1, seed=0)
     ax = plots.phase(run, ax=axes(), scenario=Kernel())
@@ -614,7 +642,12 @@ NAN = NAN.where(NAN.time != TIMES[4])
         (lambda: plots.paths(cloud(normals(2, 1, 5, 1)), 0, ax=axes()), r"draw at least one"),
         (lambda: plots.paths(cloud(np.full((2, 1, 5, 1), np.nan)), ax=axes()), r"10 of 10 values are not finite"),
         (lambda: plots.phase(cloud(normals(2, 1, 5, 1)), ax=axes()), r"needs two different"),
-        (lambda: plots.phase(cloud(normals(2, 1, 5, 2)), 2, ax=axes()), r"frame 2 does not exist.*A time is a float"),
+        (lambda: plots.phase(cloud(normals(2, 1, 5, 2)), 2, ax=axes()), r"t = 2 is outside the saved times \[0, 1\]"),
+        (lambda: plots.phase(cloud(normals(2, 1, 5, 2)), frame=2, ax=axes()), r"frame 2 does not exist.*pass time=2"),
+        (lambda: plots.phase(cloud(normals(2, 1, 5, 2)), 1, frame=1, ax=axes()), r"both say when"),
+        (lambda: plots.density(sweep(), ax=axes()), r"further dimensions \['coupling'\].*run.isel\(coupling=0\)"),
+        (lambda: plots.paths(sweep(), ax=axes()), r"further dimensions \['coupling'\]"),
+        (lambda: plots.animate(sweep(), "run.gif"), r"further dimensions \['coupling'\]"),
         (lambda: plots.animate(cloud(normals(2, 1, 5, 1)), "run.mp4"), r"expected .gif or .html"),
         (lambda: plots.animate(cloud(normals(2, 1, 5, 1)), "run.gif", fps=0), r"frames per second are positive"),
         (lambda: plots.animate(cloud(normals(2, 1, 5, 3)), "run.gif"), r"3 components"),

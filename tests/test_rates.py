@@ -632,3 +632,20 @@ def test_attributes_survive_json_and_zarr(tmp_path):
 @pytest.mark.parametrize("rate", [rates.power(table(scatter(0))), rates.exponential(noiseless(1.0, 1.0))])
 def test_numbers_are_python_floats(rate):
     assert all(type(value) in (float, str) for value in rate.attributes().values())
+
+
+def test_a_power_that_bends_is_flagged_also_with_given_errors_and_with_three_points():
+    n = np.array([10.0, 100.0, 1000.0, 10000.0])
+    values = xr.DataArray(1 / n + 1e-3, dims="n_particles", coords={"n_particles": n})
+    bent = rates.power(values.assign_coords(stderr=("n_particles", 1e-3 * values.values)))
+    assert any("miss the line" in flag for flag in bent.flags)
+    straight = xr.DataArray(1 / n, dims="n_particles", coords={"n_particles": n})
+    assert rates.power(straight.assign_coords(stderr=("n_particles", 1e-3 / n))).flags == ()
+    r = np.random.default_rng(0)
+    table = values[:3] * xr.DataArray(np.exp(1e-3 * r.normal(size=(3, 12))), dims=("n_particles", "replica"))
+    assert any("curved" in flag for flag in rates.power(table).flags)
+
+
+def test_the_rate_of_a_lower_bound_says_so():
+    series = noiseless(1.0, 1.0).assign_attrs(power=1, bound="lower")
+    assert any(flag.startswith("bound:") for flag in rates.exponential(series).flags)

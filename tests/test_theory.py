@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy import stats
 from torch import Tensor
 
 import mfsde
@@ -125,6 +126,47 @@ def test_sides_of_replicas_are_paired():
         inequality("a", math.nan, 1.0)
     with pytest.raises(ValueError, match=r"one value per replica. Select one time"):
         inequality("a", xr.DataArray(np.ones((2, 3)), dims=("time", "replica")), 1.0)
+
+
+def test_an_error_that_is_no_number_lets_nothing_hold():
+    for error in (math.nan, math.inf, -1.0):
+        with pytest.raises(ValueError, match=r"the stderr is .*; expected a finite number, 0 or more"):
+            inequality("a", 1.0, 0.5, stderr=error)
+        with pytest.raises(ValueError, match=r"the declared error is .*; expected a finite number, 0 or more"):
+            identity("a", 1.0, 0.5, discretisation=error)
+    with pytest.raises(ValueError, match=r"stderr = 0.1 was given with one value per replica"):
+        inequality("a", np.ones(4), np.arange(4.0), stderr=0.1)
+    for function in (lambda k: theory.hwi(0.5, 1.0, 1.0, k), lambda k: theory.log_sobolev(0.5, 1.0, k)):
+        with pytest.raises(ValueError, match=r"the constant is nan; expected a finite number"):
+            function(math.nan)
+    with pytest.raises(ValueError, match=r"the constant is inf; expected a finite number"):
+        theory.talagrand(0.5, 1.0, math.inf)
+
+
+def test_replicas_are_paired_by_label():
+    a = xr.DataArray([1.0, 2.0, 3.0], dims="replica", coords={"replica": [0, 1, 2]})
+    turned = a.isel(replica=[2, 1, 0])
+    for other in (turned, a.assign_coords(replica=[0, 1, 3])):
+        with pytest.raises(ValueError, match=r"they are paired replica by replica. Select the same ones"):
+            identity("a", a, other)
+        with pytest.raises(ValueError, match=r"they are paired replica by replica. Select the same ones"):
+            theory.log_sobolev(a, other, 1.0)
+    assert identity("a", a, a).stderr == 0.0
+    with pytest.raises(ValueError, match=r"the sides have 2 and 3 replicas"):
+        identity("a", np.ones(2), np.ones(3))
+
+
+def test_a_check_with_nothing_to_violate_does_not_hold():
+    vacuous = identity("a", 1.0, 1.1, discretisation=6e3)
+    assert vacuous.verdict == "hypothesis fails"
+    assert vacuous.reason.startswith("vacuous: 3 s.e. + declared error = 6e+03 against sides of at most 1.1")
+    assert inequality("a", 1.0, 1.1, stderr=0.2).verdict == "hypothesis fails"
+    # A margin beyond its errors is no less true for their size, and a violation no less false.
+    assert inequality("a", 1.0, 100.0, stderr=30.0).verdict == "holds"
+    assert inequality("a", 100.0, 1.0, stderr=30.0).verdict == "violated"
+    assert identity("a", 1e-20, 0.0, discretisation=1e-12).verdict == "holds"
+    five = mfsde.simulate(LINEAR, n_particles=5, horizon=1.0, dt=0.01, n_replicas=16, seed=1, save_every=5)
+    assert "vacuous" in theory.free_energy_dissipation(LINEAR, five).reason
 
 
 # The linear flow in closed form ---------------------------------------------------------------------------------------
@@ -310,6 +352,48 @@ def test_the_log_sobolev_constant_of_a_gaussian():
     assert "log-Sobolev constant in [4, 4]" in str(bounds)
 
 
+def test_muckenhoupt_on_a_gaussian_is_the_criterion_itself():
+    # Barthe, Roberto: C = 2/α, max b <= C <= 4 max B, with the Gaussian's A = 1 - Φ and 1/p = √(2π) e^{x²/2}.
+    x = np.linspace(0, 10.5, 200_001)
+    inverse = np.sqrt(2 * np.pi) * np.exp(0.5 * x**2)
+    weight = np.concatenate([[0.0], np.cumsum(0.5 * (inverse[1:] + inverse[:-1]))]) * (x[1] - x[0])
+    a = stats.norm.sf(x)
+    small, large = (float((a * np.log1p(c / a) * weight).max()) for c in (0.5, math.e**2))
+    low, high = contraction.muckenhoupt(Gibbs(lambda x: -0.5 * x.square().sum(-1)))
+    assert (low, high) == (pytest.approx(2 / (4 * large), rel=1e-3), pytest.approx(2 / small, rel=1e-3))
+    # Within a factor of four of the truth, α = 1; it was off by sixteen.
+    assert 0.25 < low < 1 < high < 4
+
+
+def test_a_barrier_does_not_make_a_law_convex():
+    # exp(-V/T), V = x⁴/4 - x²/2: Eyring-Kramers, gap = √2/π·e^{-1/(4T)} (twice the rate over the barrier, over T).
+    for t in (0.005, 0.002):
+        bounds = contraction.log_sobolev_constant(Gibbs(lambda x, t=t: double_well(x) / -t))
+        kramers = math.sqrt(2) / math.pi * math.exp(-0.25 / t) / t
+        assert math.isnan(bounds.spectral_gap)
+        assert bounds.bakry_emery == pytest.approx(-1 / t, rel=1e-3)
+        assert 0 < bounds.low < kramers
+        assert bounds.high < 10 * kramers
+    shallow = contraction.log_sobolev_constant(Gibbs(lambda x: double_well(x) / -0.02))
+    assert shallow.high == pytest.approx(math.sqrt(2) / math.pi * math.exp(-12.5) / 0.02, rel=0.1)
+    assert shallow.low < shallow.high
+    with pytest.raises(ValueError, match=r"behind a barrier of some 700 nats"):
+        contraction.log_sobolev_constant(Gibbs(lambda x: double_well(x) / -2e-4))
+
+
+@pytest.mark.parametrize("c", [1.0, 10.0, 40.0])
+def test_exponential_tails_have_no_log_sobolev_constant(c):
+    law = Gibbs(lambda x: -c * (1 + x.square().sum(-1)).sqrt())
+    with pytest.raises(ValueError, match=r"still grows at .* The tails are heavier than Gaussian"):
+        contraction.log_sobolev_constant(law)
+
+
+def test_bounds_that_contradict_each_other_are_refused():
+    law = Gibbs(lambda x: -0.5 * x.square().sum(-1), score=lambda x: -5 * x)
+    with pytest.raises(ValueError, match=r"the bounds contradict each other, 5 > 0.99"):
+        contraction.log_sobolev_constant(law)
+
+
 @pytest.mark.parametrize("height", [0.5, 1.0, 2.0])
 def test_the_log_sobolev_constant_of_a_double_well(height):
     law = Gibbs(lambda x: -height * (0.5 * x**4 - x.square()).sum(-1))
@@ -404,6 +488,13 @@ def test_condition_4():
         outside.bound(1.0, 1.0, "exact")
 
 
+def test_slopes_far_from_the_origin_keep_their_digits():
+    # |x|² - 2x·y + |y|² would lose the differences: f = 3.3 (x - c) has slope 3.3 wherever its points lie.
+    x = 1e5 + torch.randn(300, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for c in (0.0, 1e5):
+        assert contraction._along_points(x, 3.3 * (x - c)) == pytest.approx(3.3, rel=1e-4)
+
+
 def test_estimated_constants_stay_below_the_known_ones_and_reach_them():
     mu = LINEAR.initial().as_measure()
     for kappa, a in ((0.3, 1.0), (0.3, -2.5), (0.7, 0.2)):
@@ -467,6 +558,17 @@ def test_bias_refuses_bad_samples():
         theory.iid_bias(LINEAR.energy, x, law)
     with pytest.raises(ValueError, match=r"at least two independent replicas"):
         theory.bias_bound(LINEAR.energy, x[:1], law, 100.0)
+    with pytest.raises(ValueError, match=r"samples have 1 components and the law is in dimension 2"):
+        theory.bias_bound(LINEAR.energy, x, Gaussian([0.0, 0.0], 1.0), 1.0)
+    plane = Gibbs(lambda x: -x.square().sum(-1), 2)
+    for held in (theory.iid_bias, theory.bias_bound):
+        with pytest.raises(ValueError, match=r"the law's quadrature has 148225 points"):
+            held(
+                LINEAR.energy,
+                torch.randn(400, 5, 2, dtype=torch.float64),
+                plane,
+                **{"bound": 1.0} if held is theory.bias_bound else {},
+            )
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------
@@ -563,6 +665,10 @@ def test_the_sandwich_of_particles(run):
         theory.entropy_sandwich(LINEAR, run, LINEAR.minimiser)
 
 
+def started_elsewhere() -> xr.Dataset:
+    return mfsde.simulate(replace(LINEAR, m0=-1.0, v0=0.1), **SETTINGS)
+
+
 def test_stability_of_coupled_runs(run):
     other = mfsde.simulate(replace(LINEAR, m0=-1.0, v0=0.1), **SETTINGS)
     # U = ½k x² has L = -k, F the Lipschitz constant κ; the coupled distance obeys the corrected exponent of Theorem 5.
@@ -576,6 +682,64 @@ def test_stability_of_coupled_runs(run):
     assert contraction.stability(run, other, lipschitz=0.0, one_sided=-6.0, sigma=1.0).verdict == "violated"
 
 
+def test_the_declared_errors_are_there_and_large_enough():
+    # Coarse steps: margins that three standard errors do not cover, and the declared error does.
+    dt = 0.1
+    settings = {"n_particles": 400, "n_replicas": 16, "dt": dt, "seed": 3}
+    run = mfsde.simulate(LINEAR, horizon=1.0, save_every=1, **settings)
+    check = theory.free_energy_dissipation(LINEAR, run, law=LINEAR.limit)
+    assert abs(check.margin) > 5 * check.stderr
+    assert check.verdict == "holds"
+    rate = theory.dissipation(LINEAR, run, law=LINEAR.limit).mean("replica").values
+    assert check.discretisation > 0.5 * dt * (rate[0] - rate[-1])
+    assert identity("without", check.lhs, check.rhs, stderr=check.stderr).verdict == "violated"
+    # E(b·x + T) = -(dt/2) E|b|² for the stationary Euler chain.
+    at_rest = replace(LINEAR, m0=0.13, v0=0.25)
+    long = mfsde.simulate(at_rest, horizon=6.0, save_every=5, **settings)
+    check = theory.stationarity(at_rest, long, start=2.0)[1]
+    assert abs(check.margin) > 5 * check.stderr
+    assert check.verdict == "holds"
+    assert identity("without", check.lhs, check.rhs, stderr=check.stderr).verdict == "violated"
+
+
+def test_the_declared_error_of_the_sandwich_is_its_bias():
+    few = mfsde.simulate(LINEAR, n_particles=20, horizon=0.5, dt=0.01, n_replicas=32, seed=3).isel(time=-1)
+    # The lower margin is ½κ(mean - mean*)², so that halving the particles adds κ(h - h')²/8, of mean κ Var/(2N).
+    halves = [few["position"].isel(particle=part, component=0).mean("particle") for part in (slice(10), slice(10, 20))]
+    added = float((0.3 / 8 * np.square(halves[0] - halves[1])).mean())
+    lower, upper = theory.entropy_sandwich(LINEAR, few, LINEAR.minimiser)
+    assert lower.discretisation == pytest.approx(added, rel=1e-6)
+    assert upper.discretisation == pytest.approx(added * upper.margin / lower.margin, rel=1e-6)
+    # A χ² of 32 replicas: four standard errors of its mean are its size.
+    assert 0 < added < 2 * 0.3 * FLOW[0.5][1] / 40
+
+
+def test_the_declared_error_of_stability_is_eulers():
+    # κ = 0: the runs are translates, whose distance falls by 1 - 2 dt a step: e^{-2.23 t} at dt = .1, for e^{-2 t}.
+    settings = {"n_particles": 50, "n_replicas": 4, "dt": 0.1, "seed": 1, "horizon": 0.5, "save_every": 5}
+    runs = [mfsde.simulate(replace(LINEAR, kappa=0.0, m0=m), **settings) for m in (2.0, -1.0)]
+    check = contraction.stability(*runs, lipschitz=0.0, one_sided=-4.5, sigma=1.0)
+    assert check.margin == pytest.approx(3 * (math.exp(-1.125) - 0.8**5), rel=1e-4)
+    assert check.verdict == "holds"
+    assert inequality("without", check.lhs, check.rhs, stderr=check.stderr).verdict == "violated"
+    assert check.discretisation == pytest.approx(0.05 * 2.25**2 * 0.5 * check.rhs, rel=1e-9)
+
+
+def test_a_run_is_held_against_one_scenario(run):
+    swept = xr.concat([run["position"], run["position"]], xr.DataArray([0.1, 0.3], dims="kappa", name="kappa"))
+    swept = swept.assign_coords(dt=run["dt"])
+    given = {"lipschitz": 0.3, "one_sided": -4.0, "sigma": 1.0}
+    for held in (
+        lambda: theory.stationarity(LINEAR, swept),
+        lambda: theory.free_energy_dissipation(LINEAR, swept),
+        lambda: theory.entropy_sandwich(LINEAR, swept.isel(time=5), LINEAR.minimiser),
+        lambda: theory.iid_bias(LINEAR.energy, swept.isel(time=5), LINEAR.limit(0.25)),
+        lambda: contraction.stability(swept, swept, **given),
+    ):
+        with pytest.raises(ValueError, match=r"the particles have the dimensions kappa besides .* \.isel\(kappa=0\)"):
+            held()
+
+
 def test_stability_refuses_runs_that_are_not_coupled(run):
     given = {"lipschitz": 0.3, "one_sided": -4.0, "sigma": 1.0}
     other = mfsde.simulate(replace(LINEAR, m0=-1.0), **{**SETTINGS, "seed": 4})
@@ -585,6 +749,14 @@ def test_stability_refuses_runs_that_are_not_coupled(run):
         contraction.stability(run, run, **given)
     with pytest.raises(ValueError, match=r"labels along 'time' differ"):
         contraction.stability(run, run.isel(time=slice(3)), **given)
+    with pytest.raises(ValueError, match=r"stability: the particles carry no scalar, positive coordinate dt"):
+        contraction.stability(*(r.drop_vars("dt") for r in (run, started_elsewhere())), **given)
+    torus = [r["position"].assign_attrs(period="[1.0]") for r in (run, started_elsewhere())]
+    with pytest.raises(ValueError, match=r"live on a torus"):
+        contraction.stability(*torus, **given)
+    weighted = run.assign(weight=run["position"].isel(component=0))
+    with pytest.raises(ValueError, match=r"unequal masses"):
+        contraction.stability(weighted, weighted, **given)
 
 
 def test_refusals_of_runs(run):
@@ -594,7 +766,7 @@ def test_refusals_of_runs(run):
         theory.free_energy_dissipation(LINEAR, run.isel(time=[0, -1]))
     with pytest.raises(ValueError, match=r"no saved time lies in \[5.0, None\]"):
         theory.free_energy_dissipation(LINEAR, run, start=5.0)
-    with pytest.raises(ValueError, match=r"carry no scalar coordinate dt"):
+    with pytest.raises(ValueError, match=r"carry no scalar, positive coordinate dt"):
         theory.stationarity(LINEAR, run.drop_vars("dt"))
     with pytest.raises(ValueError, match=r"unequal masses"):
         theory.free_energy(LINEAR, run.assign(weight=run["position"].isel(component=0)))
@@ -633,6 +805,29 @@ def test_a_gibbs_law_is_normalised_wherever_it_lives():
     plane = Gibbs(lambda x: -x.square().sum(-1) - x[..., 0] * x[..., 1], 2)
     assert plane.log_z == pytest.approx(math.log(2 * math.pi) - 0.5 * math.log(3.0), abs=1e-9)
     assert torch.allclose(plane.cov, torch.linalg.inv(torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)))
+
+
+def test_a_gibbs_law_finds_modes_far_apart():
+    def two(x: Tensor, far: float) -> Tensor:
+        return torch.logsumexp(torch.stack([-0.5 * (x - m).square().sum(-1) for m in (0.0, far)]), 0)
+
+    for far in (30.0, -300.0):
+        assert Gibbs(lambda x, f=far: two(x, f)).log_z == pytest.approx(math.log(2 * math.sqrt(2 * math.pi)), abs=1e-9)
+    plane = Gibbs(lambda x: two(x, 25.0), 2)
+    assert plane.log_z == pytest.approx(math.log(4 * math.pi), abs=1e-9)
+    # Further apart than the grid resolves: an error, not a mode less.
+    with pytest.raises(ValueError, match=r"falls between|peaks too narrow"):
+        Gibbs(lambda x: two(x, 1e5))
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.1, 0.02])
+def test_the_proximal_law_has_both_wells_when_the_particles_have_one(sigma):
+    # No attraction: p_m ∝ exp(-V/T) is symmetric for every m, log Z = log 2 + ½ log(πT) + 1/(4T) to first order.
+    free = DoubleWell(theta=0.0, sigma=sigma)
+    noise = torch.randn(50, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    law = proximal(free, EmpiricalMeasure(1 + 0.7 * sigma * noise))
+    assert float(law.mean[0]) == pytest.approx(0, abs=1e-9)
+    assert float(law.cdf(torch.tensor([0.5]).double())) == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_gibbs_law_refuses_what_it_cannot_normalise():

@@ -580,3 +580,11 @@ def test_a_simulated_run():
     x, y = (z.position.isel(time=-1, replica=1).values for z in (run, other))
     assert float(found[-1, 1]) == pytest.approx(hellinger_kantorovich(x, y, length=2.0), rel=1e-12)
     assert float(abs(hellinger_kantorovich_between(run, run)).max()) <= 1e-6
+
+
+def test_labelled_points_bring_their_torus_and_refuse_lost_masses():
+    attrs = {"period": "[1.0, null]"}
+    x, y = (xr.DataArray([[z, 0.0]], dims=("particle", "component"), attrs=attrs) for z in (0.95, 0.05))
+    assert bounded_lipschitz(x, y) == pytest.approx(0.1, rel=1e-9)
+    with pytest.raises(ValueError, match="has lost its unequal masses"):
+        bounded_lipschitz(x.assign_attrs(weighted="yes"), y)

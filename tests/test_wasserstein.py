@@ -296,7 +296,7 @@ def test_the_coupling_carries_the_cost(d, n, m):
 def test_values_that_are_not_finite_raise_and_are_never_zero(bad, d):
     x, y = RNG.normal(size=(10, d)), RNG.normal(size=(10, d))
     x[3, 0] = bad
-    attempts = [distance, coupling, sliced, upper_bound, lambda a, b: subsampled(a, b, 10)]
+    attempts = [distance, coupling, sliced, upper_bound, lambda a, b: subsampled(a, b, 5)]
     for attempt, pair in itertools.product(attempts, ((x, y), (y, x))):
         with pytest.raises(ValueError, match="not finite"):
             attempt(*pair)
@@ -473,22 +473,90 @@ def test_long_work_is_announced(monkeypatch):
 
 
 def test_subsamples_are_samples_with_an_error_bar():
-    x, y = RNG.normal(size=(60, 2)), RNG.normal(0.5, 1.0, size=(50, 2))
-    whole = subsampled(x[:50], y, 50)
-    assert whole.value == pytest.approx(distance(x[:50], y), rel=1e-12)
-    assert whole.stderr < 1e-12
-    many, few = subsampled(x, y, 20, repeats=200), subsampled(x, y, 20, repeats=8, seed=1)
-    assert abs(many.value - few.value) < SE * math.hypot(many.stderr, few.stderr) * 1.5
-    # The floor of 20 points is in it: it is not W₂ of the whole.
-    assert many.value > distance(x, y) + SE * many.stderr
+    r = np.random.default_rng(3)
+    found = [subsampled(r.normal(size=(120, 2)), r.normal(0.5, 1.0, size=(120, 2)), 20, seed=k) for k in range(200)]
+    values, errors = (np.array(part) for part in zip(*found, strict=True))
+    # Six disjoint pairs are independent, so the stated error is the scatter over fresh data: E stderr² = Var.
+    squares = np.square(errors)
+    spread = math.sqrt(2 / 199 + np.var(squares) / np.mean(squares) ** 2 / 200)
+    assert abs(values.var(ddof=1) / squares.mean() - 1) < SE * spread
+    # Overlapping subsamples of the same clouds would state less: planted fault.
+    assert values.var(ddof=1) / (squares.mean() / 4) - 1 > SE * spread
+    # The floor of 20 points is in it: it is not W₂ of the laws.
+    assert values.mean() > math.sqrt(0.5) + SE * values.std() / math.sqrt(200)
+    x, y = r.normal(size=(60, 2)), r.normal(size=(50, 2))
+    for n, repeats in ((0, 8), (26, 8), (20, 1)):
+        with pytest.raises(ValueError, match=rf"1 <= n <= 25 and repeats >= 2; got n = {n}, repeats = {repeats}"):
+            subsampled(x, y, n, repeats=repeats)
     masses = torch.softmax(torch.randn(60, generator=torch.Generator().manual_seed(0)), 0)
-    assert subsampled(EmpiricalMeasure(torch.tensor(x), masses.double()), y, 20).value > 0
-    assert subsampled(EmpiricalMeasure(torch.tensor(x).float(), masses), y, 20).value > 0
-    with pytest.raises(ValueError, match=r"an error bar needs repeats >= 2; got 1"):
-        subsampled(x, y, 20, repeats=1)
-    for n in (0, 51):
-        with pytest.raises(ValueError, match=rf"n = {n} of [65]0 points; expected 1 <= n"):
-            subsampled(x, y, n)
+    with pytest.raises(ValueError, match="the masses differ"):
+        subsampled(EmpiricalMeasure(torch.tensor(x).float(), masses), y, 20)
+
+
+def test_labelled_samples_bring_their_torus_and_refuse_lost_masses():
+    attrs = {"period": "[1.0, null]"}
+    x = xr.DataArray([[0.95, 0.0]], dims=("particle", "component"), attrs=attrs)
+    y = xr.DataArray([[0.05, 0.0]], dims=("particle", "component"), attrs=attrs)
+    assert distance(x, y) == pytest.approx(0.1, rel=1e-12)
+    assert distance(x, y.drop_attrs()) == pytest.approx(0.1, rel=1e-12)
+    square = xr.DataArray(RNG.normal(size=(2, 2)), dims=("particle", "component"))
+    assert distance(square, square.transpose("component", "particle")) == 0
+    with pytest.raises(ValueError, match="use `between` with the run"):
+        distance(x.assign_attrs(weighted="yes"), y)
+
+
+def test_a_flow_of_laws_is_taken_for_gaussian_only_where_it_is():
+    """Two wells with the covariance of a Gaussian: its moments do not tell them apart, transport does."""
+    narrow = [[0.0199, 0.0], [0.0, 1.0]]
+    well = Mixture([Gaussian([-0.99, 0.0], narrow), Gaussian([0.99, 0.0], narrow)])
+    run = positions(t=2, r=12, n=150)
+    constant, flow = debiased(run, well), debiased(run, lambda t: well)
+    np.testing.assert_allclose(flow, constant, rtol=1e-10)
+    assert "transport" in flow.attrs["estimator"]
+    moments = debiased(run, lambda t: well, estimator="gaussian")
+    error = flow.std("replica", ddof=1) / math.sqrt(12)
+    assert (flow.mean("replica") > SE * error).all()
+    assert (abs(moments.mean("replica")) < SE * moments.std("replica", ddof=1) / math.sqrt(12)).all()
+    assert moments.attrs["bound"] == "lower"
+    assert "lower bound of W₂" in to_law(run, well).attrs["long_name"]
+    assert "bound" not in to_law(run, lambda t: Gaussian([t, 0.0], 1.0)).attrs
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e8])
+def test_gaussian_distances_survive_a_far_origin(offset):
+    x = RNG.normal(size=(2, 5, 50, 2))
+    here = xr.DataArray(x, dims=("time", "replica", "particle", "component"), coords={"time": [0.0, 1.0]})
+    near, far = (to_law(here + o, Gaussian([o, o], 1.0)) for o in (0.0, offset))
+    # float64 holds 1e-16·offset of a position, no more.
+    np.testing.assert_allclose(far, near, atol=1e-14 * offset)
+    np.testing.assert_allclose(far.unbiased, near.unbiased, atol=1e-14 * offset)
+    other = here.roll(replica=1)
+    shifted = [debiased(here + o, other + o, estimator="gaussian") for o in (0.0, offset)]
+    np.testing.assert_allclose(*shifted, atol=1e-14 * offset)
+
+
+def test_a_law_that_changes_or_has_no_hash_is_asked_again():
+    class Moving(Law):
+        __hash__ = None
+
+        def __init__(self):
+            self.at = 0.0
+
+        dim = 1
+
+        def from_variates(self, z):
+            return z + self.at
+
+        def as_measure(self):
+            return Gaussian([self.at], [[1.0]]).as_measure()
+
+        def quantile(self, u):
+            return torch.special.ndtri(u) + self.at
+
+    law, run = Moving(), positions(d=1)
+    before = to_law(run, law)
+    law.at = 5.0
+    assert float(abs(to_law(run, law) - before).min()) > 2.0
 
 
 def test_the_upper_bound_is_one():
