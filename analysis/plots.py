@@ -76,7 +76,7 @@ def decay(
         times = np.linspace(*rate.window, NODES)
         fitted = (rate.prefactor * np.exp(-rate.value * times)) ** power
         ax.axvspan(*rate.window, color=ORANGE, alpha=0.15, linewidth=0, gid="window", zorder=0)
-        curves.draw_fit(ax, times, fitted, "λ", rate)
+        curves.draw_fit(ax, times, fitted, "λ" if power == 1 else "λ of W₂", rate)
         low, high = min(low, float(fitted.min())), max(high, float(fitted.max()))
     axes.log_range(ax, low, high, earlier)
     axes.finish(ax, axes.title(distance["time"]), axes.title(distance), "upper right")
