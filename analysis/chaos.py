@@ -33,6 +33,7 @@ import xarray as xr
 from scipy import stats
 
 from . import particles, replicas
+from .labels import apply
 from .rates import Rate
 
 Array = np.ndarray
@@ -340,14 +341,11 @@ def fluctuation(run: xr.Dataset, phi: TestFunction) -> xr.DataArray:
     """
     x = particles.positions(run)
     _check_fluctuation(run, x)
-    value, stderr, iid, ratio, ratio_stderr = xr.apply_ufunc(
+    value, stderr, iid, ratio, ratio_stderr = apply(
         _fluctuation,
         _evaluated(phi, x),
         input_core_dims=[["replica", "particle"]],
         output_core_dims=[[]] * 5,
-        join="exact",
-        dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True},
         output_dtypes=[float] * 5,
     )
     r = x.sizes["replica"]
@@ -392,15 +390,12 @@ def _variances(total: Array, r: int, n: int) -> tuple[Array, Array]:
 def _squared_distance(run: xr.Dataset, reference: xr.Dataset) -> xr.DataArray:
     """|X^{i,N} - X̄^i|², (time, replica, particle)."""
     x, y = _coupled(run, reference)
-    squared: xr.DataArray = xr.apply_ufunc(
+    squared: xr.DataArray = apply(
         _squared,
         x,
         y,
         input_core_dims=[["component"], ["component"]],
         kwargs={"lengths": particles.period(x, y)},
-        join="exact",
-        dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True},
         output_dtypes=[float],
     )
     return squared.assign_coords(n_particles=_n_particles(run))
@@ -464,14 +459,11 @@ def _evaluated(phi: TestFunction, x: xr.DataArray) -> xr.DataArray:
         particles.check_finite(values, "φ of the particles")
         return values
 
-    evaluated: xr.DataArray = xr.apply_ufunc(
+    evaluated: xr.DataArray = apply(
         block,
         x,
         input_core_dims=[["particle", "component"]],
         output_core_dims=[["particle"]],
-        join="exact",
-        dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True},
         output_dtypes=[float],
     )
     return evaluated

@@ -24,6 +24,7 @@ from . import particles, replicas, wasserstein
 from .check import Check, Values, inequality
 from .free_energy import of_one_run, time_step
 from .gibbs import Gibbs, confinement, confinement_gradient, curvature, proximal, temperature
+from .labels import apply
 from .rates import Rate
 
 CUT = 60.0  # nats below the maximum at which a median-based constant is no longer sought: the grid ends at 70
@@ -439,10 +440,7 @@ def _coupled(x: xr.DataArray, y: xr.DataArray) -> xr.DataArray:
     keep = [dim for dim in ("time", "replica", "particle", "component") if dim in x.coords]
     x, y = (z.reset_coords(drop=True).assign_coords({dim: x[dim] for dim in keep}) for z in (x, y))
     core = ["particle", "component"]
-    found: xr.DataArray = xr.apply_ufunc(
-        block, x, y, input_core_dims=[core, core], join="exact", dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True}, output_dtypes=[float],
-    )  # fmt: skip
+    found: xr.DataArray = apply(block, x, y, input_core_dims=[core, core], output_dtypes=[float])
     return found
 
 

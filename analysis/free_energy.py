@@ -24,6 +24,7 @@ from mfsde.observables import gaussian_entropy
 
 from . import particles
 from .gibbs import confinement, confinement_gradient, score_of, temperature
+from .labels import apply
 
 Flow = Callable[[float], Law]
 Function = Callable[[Tensor], Tensor]
@@ -274,15 +275,13 @@ def along(
             out[at] = function(of_particles(points[torch.from_numpy(at)], period, law(float(value)))).numpy()
         return out
 
-    found: xr.DataArray = xr.apply_ufunc(
+    found: xr.DataArray = apply(
         block,
         position,
         time,
         input_core_dims=[["particle", "component"], []],
         output_core_dims=[["term"] if n_terms else []],
-        join="exact",
-        dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True, "output_sizes": {"term": n_terms} if n_terms else {}},
+        output_sizes={"term": n_terms} if n_terms else {},
         output_dtypes=[float],
     )
     estimator = "density from the given law" if law is not None else "exact" if n_terms else "Gaussian plug-in density"

@@ -12,14 +12,16 @@ import xarray as xr
 PIECES = 6
 
 
-def apply(function: Callable[..., Any], *arrays: xr.DataArray, **options: Any) -> Any:
-    """`xr.apply_ufunc` with equal labels, lazily on dask-backed data."""
+def apply(
+    function: Callable[..., Any], *arrays: xr.DataArray, output_sizes: dict[str, int] | None = None, **options: Any
+) -> Any:
+    """`xr.apply_ufunc` with equal labels, lazily on dask-backed data; `output_sizes` of dimensions that are new."""
     return xr.apply_ufunc(
         function,
         *arrays,
         join="exact",
         dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True},
+        dask_gufunc_kwargs={"allow_rechunk": True, "output_sizes": output_sizes or {}},
         **options,
     )
 

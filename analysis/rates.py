@@ -16,6 +16,7 @@ import xarray as xr
 from scipy import optimize, special, stats
 
 from . import wasserstein
+from .labels import apply
 from .particles import check_finite, check_matching, period, positions, weights
 from .replicas import count, jackknife_error, leave_one_out, t_quantile
 
@@ -480,15 +481,12 @@ def contraction_between(run: xr.Dataset, other: xr.Dataset, drift: Callable[[flo
         ]
         return np.array(found).reshape(lead)
 
-    result: xr.DataArray = xr.apply_ufunc(
+    result: xr.DataArray = apply(
         block,
         x["time"],
         x.drop_vars("particle", errors="ignore"),
         y,
         input_core_dims=[[], ["particle", "component"], ["particle_b", "component"]],
-        join="exact",
-        dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True},
         output_dtypes=[float],
     )
     return result.rename("contraction").assign_attrs(

@@ -19,7 +19,6 @@ import bisect
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +33,7 @@ from mfsde import EmpiricalMeasure
 from mfsde.measure import Law, period_lengths
 
 from . import ground, particles, wasserstein
+from .labels import apply, threaded
 
 Array = np.ndarray
 Lengths = tuple[float, ...] | None
@@ -514,18 +514,15 @@ def _between(
                     _check_whole(atoms, name)
             return one(left, right)
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-            found = list(threads.map(solve, np.ndindex(*lead)))
+        places = list(np.ndindex(*lead))
+        found = threaded(lambda k: solve(places[k]), len(places), os.cpu_count() or 1)
         return np.array(found, dtype=np.float64).reshape(lead)
 
-    result: xr.DataArray = xr.apply_ufunc(
+    result: xr.DataArray = apply(
         block,
         *first,
         *second,
         input_core_dims=cores,
-        join="exact",
-        dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True},
         output_dtypes=[float],
     )
     return result

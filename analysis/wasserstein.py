@@ -326,54 +326,62 @@ def debiased(
 
     """
     position, weight = _cloud(run, None, "run")
-    d, r = position.sizes["component"], position.sizes.get("replica", 1)
-    if r < floor.FEWEST:
-        raise ValueError(
-            f"debiased: the floor is removed across replicas, which takes at least {floor.FEWEST}; the run has {r}. "
-            "Simulate with n_replicas=8 or more."
-        )
     target: Any = reference
     masses: xr.DataArray | None = None
     if not _is_flow(reference):
         target, masses = _cloud(reference, None, "reference")
     clouds = [z for z in (position, target) if isinstance(z, xr.DataArray)]
-    if min(z.sizes["particle"] for z in clouds) < 2:
-        raise ValueError("debiased: the check at N/2 particles takes N >= 2; simulate more particles.")
+    d, r = position.sizes["component"], position.sizes.get("replica", 1)
+    n = min(z.sizes["particle"] for z in clouds)
+    _check_debiased(r, n)
     period = particles.period(*clouds)
     check_metric(metric, period)
-    is_plain = period is None and metric == "euclidean" and weight is None and masses is None
-    estimator = _chosen(estimator, _is_flow(target) and is_gaussian(target, position), d, is_plain)
-    how = floor.Debiasing(
-        estimator,
-        floor.pairing(r, partners),
-        partial(_batch, power=2.0, metric=metric, period=period),
-        remembered(line.even_cells),
-    )
+    is_euclidean = period is None and metric == "euclidean"
+    to_gaussian = _is_flow(target) and is_gaussian(target, position)
+    estimator = _chosen(estimator, to_gaussian, d, is_euclidean and weight is None and masses is None)
+    distances = partial(_batch, power=2.0, metric=metric, period=period)
+    how = floor.Debiasing(estimator, floor.pairing(r, partners), distances, remembered(line.even_cells))
     if estimator == "transport":
-        n = min(z.sizes["particle"] for z in clouds)
         times = math.prod(s for k, s in position.sizes.items() if k not in ("replica", "particle", "component"))
         _announce(n, n, d, 4 * len(how.pairs) * times)
     if _is_flow(target):
-        found = _debiased_from_law(position, weight, target, how)
+        values, half, shape = _debiased_from_law(position, weight, target, how)
     else:
-        found = _debiased_from_run(position, weight, target, masses, how)
-    values, half, shape = found
-    units = particles.squared_units(position)
-    result: xr.DataArray = values.rename("debiased").assign_coords(
-        half=described(half, "squared W₂ without its floor, from N/2 particles", units)
-    )
+        values, half, shape = _debiased_from_run(position, weight, target, masses, how)
+    result = _labelled_debiased(values, half, particles.squared_units(position), estimator, n)
     # A covariance of coordinates means nothing on a torus or a sphere.
-    if estimator == "transport" and d > 1 and period is None and metric == "euclidean":
-        result = result.assign_coords(shape=described(shape, "squared Bures distance of the covariances", units))
-    result = result.assign_attrs(
-        long_name="squared Wasserstein distance W₂² without its sampling floor",
-        units=units,
-        power=2,
-        estimator=f"jackknife values over replicas, {estimator}",
-        n_particles=min(z.sizes["particle"] for z in (position, target) if isinstance(z, xr.DataArray)),
+    if estimator == "transport" and d > 1 and is_euclidean:
+        title = "squared Bures distance of the covariances"
+        result = result.assign_coords(shape=described(shape, title, result.attrs["units"]))
+    is_bound = estimator == "gaussian" and _is_flow(target) and not to_gaussian
+    return as_lower_bound(result) if is_bound else result
+
+
+def _check_debiased(r: int, n: int) -> None:
+    if r < floor.FEWEST:
+        raise ValueError(
+            f"debiased: the floor is removed across replicas, which takes at least {floor.FEWEST}; the run has {r}. "
+            "Simulate with n_replicas=8 or more."
+        )
+    if n < 2:
+        raise ValueError("debiased: the check at N/2 particles takes N >= 2; simulate more particles.")
+
+
+def _labelled_debiased(
+    values: xr.DataArray, half: xr.DataArray, units: str, estimator: str, n_particles: int
+) -> xr.DataArray:
+    title = "squared W₂ without its floor, from N/2 particles"
+    return (
+        values.rename("debiased")
+        .assign_coords(half=described(half, title, units))
+        .assign_attrs(
+            long_name="squared Wasserstein distance W₂² without its sampling floor",
+            units=units,
+            power=2,
+            estimator=f"jackknife values over replicas, {estimator}",
+            n_particles=n_particles,
+        )
     )
-    known = estimator != "gaussian" or not _is_flow(target) or is_gaussian(target, position)
-    return result if known else as_lower_bound(result)
 
 
 def _is_flow(reference: Any) -> bool:
