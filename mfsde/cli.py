@@ -37,6 +37,7 @@ PLAIN = {"int": int, "float": float, "str": str, "bool": bool}
 KEYWORDS = {
     "overwrite=True": "--overwrite",
     "reference=..., last=True": "--reference STORE --last",
+    "last=True": "--last",
     "start=": "--start ",
 }
 REQUIRED = ("n_particles", "horizon", "dt", "seed")
