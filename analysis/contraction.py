@@ -18,12 +18,12 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from mfsde import EmpiricalMeasure
-from mfsde.model import energy_of
+from mfsde.model import confinement, confinement_gradient, energy_of, temperature
 
 from . import particles, replicas, wasserstein
 from .check import Check, Values, inequality
 from .free_energy import of_one_run, time_step
-from .gibbs import Gibbs, confinement, confinement_gradient, curvature, proximal, temperature
+from .gibbs import Gibbs, curvature, proximal
 from .labels import apply
 from .rates import Rate
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,12 @@ import xarray as xr
 from torch import Tensor
 
 from mfsde import EmpiricalMeasure
+from mfsde.limit.free_energy import Density, dissipation_of, force, of_law, score_of, value_of, with_density
 from mfsde.measure import Law
-from mfsde.model import energy_of
+from mfsde.model import temperature
 from mfsde.observables import gaussian_entropy
 
 from . import particles
-from .gibbs import confinement, confinement_gradient, score_of, temperature
 from .labels import apply
 
 Flow = Callable[[float], Law]
@@ -60,8 +60,8 @@ def dissipation(scenario: Any, m: Any, *, law: Law | Flow | None = None) -> Any:
     Arguments, return and errors as for `free_energy`; on particles it is biased upwards by O(1/N).
     """
     if isinstance(m, Law):
-        return float(_dissipation(scenario, of_law(m)))
-    return along(m, law, lambda density: _dissipation(scenario, density), "dissipation", "free-energy dissipation")
+        return float(dissipation_of(scenario, of_law(m)))
+    return along(m, law, lambda density: dissipation_of(scenario, density), "dissipation", "free-energy dissipation")
 
 
 def generators(scenario: Any, functions: list[Function]) -> Callable[[Density], Tensor]:
@@ -73,7 +73,7 @@ def generators(scenario: Any, functions: list[Function]) -> Callable[[Density], 
 
     def terms(m: Density) -> Tensor:
         # The force is the expensive part: once for all test functions.
-        b = -_force(scenario, m.measure)
+        b = -force(scenario, m.measure)
         return torch.stack([value for f in functions for value in (_first(f, b, t, m), _second(f, b, t, m))], dim=-1)
 
     return terms
@@ -128,27 +128,6 @@ def _slope(value: Tensor, at: Tensor) -> Tensor:
 # A measure with its density
 
 
-class Density(NamedTuple):
-    """A measure with the differential entropy and the score of the law it stands for."""
-
-    measure: EmpiricalMeasure
-    entropy: Tensor
-    score: Tensor
-
-
-def with_density(law: Law) -> Law:
-    """The law, refused without a log_prob."""
-    if not hasattr(law, "log_prob"):
-        raise TypeError(f"{type(law).__name__} has no density log_prob; a free energy needs one.")
-    return law
-
-
-def of_law(law: Law) -> Density:
-    """By the law's quadrature."""
-    mu = with_density(law).as_measure()
-    return Density(mu, -mu.integrate(law.log_prob), score_of(law, mu.points))  # type: ignore[attr-defined]
-
-
 def of_particles(x: Tensor, period: Any, law: Law | None = None, plug_in: bool = True) -> Density:
     """By the particles, (..., N, d), with the density of `law` or of the Gaussian of their moments."""
     mu = EmpiricalMeasure(x, period=period)
@@ -167,29 +146,6 @@ def of_particles(x: Tensor, period: Any, law: Law | None = None, plug_in: bool =
         )
     sample = mu.covariance() * (n / (n - 1))
     return Density(mu, entropy, -(x - mu.mean()) @ torch.linalg.inv(sample))
-
-
-def value_of(scenario: Any, m: Density) -> Tensor:
-    """V of a measure with its density."""
-    value: Tensor = internal(scenario, m.measure) - temperature(scenario) * m.entropy
-    return value
-
-
-def internal(scenario: Any, mu: EmpiricalMeasure) -> Tensor:
-    """F(m) + T ∫ U dm."""
-    with torch.no_grad():
-        return energy_of(scenario)(mu) + temperature(scenario) * mu.integrate(lambda x: confinement(scenario, x))
-
-
-def _force(scenario: Any, mu: EmpiricalMeasure) -> Tensor:
-    """D_mF + T ∇U on the points of m."""
-    x = mu.points
-    return energy_of(scenario).intrinsic_derivative(mu, x) + temperature(scenario) * confinement_gradient(scenario, x)
-
-
-def _dissipation(scenario: Any, m: Density) -> Tensor:
-    total = _force(scenario, m.measure) + temperature(scenario) * m.score
-    return m.measure.integrate(lambda x: total.square().sum(-1))
 
 
 def variance(mu: EmpiricalMeasure, values: Tensor) -> float:

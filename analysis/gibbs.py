@@ -17,7 +17,7 @@ from torch import Tensor
 from mfsde import EmpiricalMeasure
 from mfsde.energy import gradient
 from mfsde.measure import Law
-from mfsde.model import energy_of
+from mfsde.model import confinement, confinement_gradient, energy_of, temperature
 
 Field = Callable[[Tensor], Tensor]
 
@@ -184,44 +184,6 @@ def _quantiles(mu: EmpiricalMeasure) -> Tensor:
     levels = mu.weights[order].cumsum(0).contiguous()
     found = torch.searchsorted(levels.T.contiguous(), levels.new_tensor(QUANTILES).repeat(mu.dim, 1))
     return torch.cat([mu.points[order[found[k].clamp(max=len(order) - 1), k]] for k in range(mu.dim)])
-
-
-def temperature(scenario: Any) -> float:
-    """T = σ²/2.
-
-    Raises:
-        TypeError: the scenario declares no constant σ.
-        ValueError: σ = 0, where there is no entropy.
-
-    """
-    sigma = getattr(scenario, "sigma", None)
-    if sigma is None:
-        raise TypeError(f"{type(scenario).__name__} has no field sigma; the free energy needs the constant σ.")
-    if not float(sigma) > 0:
-        raise ValueError(f"sigma = {float(sigma)}: the free energy F + (σ²/2) KL needs σ > 0.")
-    return 0.5 * float(sigma) ** 2
-
-
-def confinement(scenario: Any, x: Tensor) -> Tensor:
-    """U(x); zero for a scenario that defines none, whose reference measure is Lebesgue's."""
-    potential = getattr(scenario, "confinement", None)
-    return x.new_zeros(x.shape[:-1]) if potential is None else potential(x)
-
-
-def confinement_gradient(scenario: Any, x: Tensor) -> Tensor:
-    """∇U(x)."""
-    if hasattr(scenario, "confinement_gradient"):
-        slope: Tensor = scenario.confinement_gradient(x)
-        return slope
-    return gradient(lambda y: confinement(scenario, y), x)
-
-
-def score_of(density: Any, x: Tensor) -> Tensor:
-    """∇ log density at x, of a law or of a function."""
-    if hasattr(density, "score"):
-        slope: Tensor = density.score(x)
-        return slope
-    return gradient(getattr(density, "log_prob", density), x)
 
 
 def curvature(density: Any, points: Any) -> float:

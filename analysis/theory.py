@@ -19,29 +19,25 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from mfsde import EmpiricalMeasure, Energy
+from mfsde.limit.free_energy import Density, internal, of_law, score_of, value_of, with_density
 from mfsde.measure import Law
-from mfsde.model import energy_of
+from mfsde.model import confinement, energy_of, temperature
 
 from . import particles, replicas, wasserstein
 from .check import ROUNDING, Check, Values, identity, inequality, mean_and_error, of_means
 from .free_energy import (
-    Density,
     Flow,
     along,
     dissipation,
     free_energy,
     generators,
-    internal,
-    of_law,
     of_one_run,
     of_particles,
     periods,
     time_step,
-    value_of,
     variance,
-    with_density,
 )
-from .gibbs import confinement, curvature, proximal, score_of, temperature
+from .gibbs import curvature, proximal
 
 __all__ = [
     "Check",

@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f".{_HOME[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name in _HOMES or name in {"scenarios", "analysis"}:
+    if name in _HOMES or name in {"limit", "scenarios", "analysis"}:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module 'mfsde' has no attribute {name!r}")
 

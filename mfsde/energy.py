@@ -52,6 +52,10 @@ class Energy:
         n = mu.n_particles
         return slope[..., n:] - (mu.weights.detach() * slope[..., :n]).sum(-1, keepdim=True)
 
+    def variation(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
+        """δF/δm(m)(x) up to a constant, at the cost of x alone: for fixed points.    x: (..., M, d) -> (..., M)."""
+        return self.functional_derivative(mu, x)
+
     def intrinsic_derivative(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """D_mF(m, x) = ∇_x δF/δm(m)(x).    x: (..., M, d) -> (..., M, d).
 
@@ -148,6 +152,10 @@ class Sum(Energy):
         """Σ_k c_k δF_k/δm."""
         return self._combine(lambda term: term.functional_derivative(mu, x))
 
+    def variation(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
+        """Σ_k c_k δF_k/δm, up to a constant."""
+        return self._combine(lambda term: term.variation(mu, x))
+
     def intrinsic_derivative(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """Σ_k c_k D_mF_k."""
         return self._combine(lambda term: term.intrinsic_derivative(mu, x))
@@ -178,6 +186,12 @@ class Potential(Energy):
             x = mu.beside(x)
             return self._function(x) - mu.integrate(self._function).unsqueeze(-1)
 
+    def variation(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
+        """V(x)."""
+        self._check(mu)
+        with torch.no_grad():
+            return self._function(mu.beside(x))
+
     def intrinsic_derivative(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """∇V(x)."""
         self._check(mu)
@@ -204,6 +218,12 @@ class Interaction(Energy):
         with torch.no_grad():
             mean = mu.integrate(lambda y: mu.convolve(self._kernel, y))
             return mu.convolve(self._kernel, x) - mean.unsqueeze(-1)
+
+    def variation(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
+        """(W * m)(x)."""
+        self._check(mu)
+        with torch.no_grad():
+            return mu.convolve(self._kernel, x)
 
     def intrinsic_derivative(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """(∇W * m)(x)."""

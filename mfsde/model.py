@@ -8,11 +8,13 @@ law by a given one.
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,14 +119,14 @@ def decoupled(scenario: Any, law: Any) -> Any:
     Args:
         scenario: any scenario.
         law: a Law or EmpiricalMeasure (constant in time), a function t -> Law or EmpiricalMeasure, or a Dataset with
-            `density(time, x)` (a limit; interpolated linearly in time).
+            `density(time, x)` or `density(time, x, y)` (a limit; interpolated linearly in time).
 
     Returns:
         A scenario with the same parameters.
 
     Raises:
         TypeError: law is none of these.
-        ValueError: a dataset without `density(time, x)`; at run time, a time outside the dataset's.
+        ValueError: a dataset without such a density, or on another torus; at run time, a time outside the dataset's.
 
     """
     return Decoupled(scenario, law)
@@ -153,11 +155,21 @@ def _as_measure(law: Any, period: Period) -> EmpiricalMeasure:
 
 
 def _density_flow(limit: xr.Dataset, period: Period) -> Callable[[float], EmpiricalMeasure]:
-    if "density" not in limit or set(limit["density"].dims) != {"time", "x"}:
-        raise ValueError("decoupled: the dataset has no density(time, x); pass one that has it, or t -> Law.")
-    columns = (limit["density"].transpose("time", "x"), limit["time"], limit["x"])
-    density, times, nodes = (torch.from_numpy(c.values.astype("float64")) for c in columns)
-    mass = density * _trapezoid(nodes)
+    names = ("x", "y") if "density" in limit and "y" in limit["density"].dims else ("x",)
+    if "density" not in limit or set(limit["density"].dims) != {"time", *names}:
+        raise ValueError(
+            "decoupled: the dataset has no density(time, x) or density(time, x, y); pass one that has it, or t -> Law. "
+            "With common noise choose a path: limit.isel(replica=0)."
+        )
+    columns = (limit["density"].transpose("time", *names), limit["time"])
+    mass, times = (torch.from_numpy(c.values.astype("float64")) for c in columns)
+    axes = []
+    for k, (name, length) in enumerate(zip(names, _circles(limit, names, period), strict=True)):
+        nodes, widths = _trapezoid(torch.from_numpy(limit[name].values.astype("float64")), length)
+        mass = mass.narrow(k + 1, 0, len(nodes)) * widths.reshape(-1, *[1] * (len(names) - 1 - k))
+        axes.append(nodes)
+    points = torch.cartesian_prod(*axes).reshape(-1, len(axes))
+    mass = mass.flatten(1)
     mass = mass / mass.sum(-1, keepdim=True)
 
     def at(t: float) -> EmpiricalMeasure:
@@ -173,17 +185,41 @@ def _density_flow(limit: xr.Dataset, period: Period) -> Callable[[float], Empiri
         right = min(right, len(times) - 1)
         span = float(times[right] - times[left])
         share = 0.0 if span == 0 else min(1.0, max(0.0, (t - float(times[left])) / span))
-        return EmpiricalMeasure(nodes[:, None], (1 - share) * mass[left] + share * mass[right], period=period)
+        return EmpiricalMeasure(points, (1 - share) * mass[left] + share * mass[right], period=period)
 
     return at
 
 
-def _trapezoid(nodes: Tensor) -> Tensor:
+def _circles(limit: xr.Dataset, names: tuple[str, ...], period: Period) -> list[float]:
+    """Circumference of every axis of a dataset, infinite on a line: as it says itself, else the scenario's."""
+    own = [math.inf] * len(names) if period is None else period_lengths(period, len(names))
+    recorded = [limit[name].attrs.get("period") for name in names]
+    lengths = [length if r is None else float(r) for r, length in zip(recorded, own, strict=True)]
+    if any(math.isfinite(a) and abs(a - b) > 1e-9 * a for a, b in zip(own, lengths, strict=True)):
+        raise ValueError(
+            f"decoupled: the law lives on a torus of lengths {lengths}, the scenario on one of {own}; solve the limit "
+            "of the same scenario."
+        )
+    return lengths
+
+
+def _trapezoid(nodes: Tensor, length: float) -> tuple[Tensor, Tensor]:
+    """Distinct nodes and their weights; on a circle the last one's neighbour is the first, if it is not the first."""
     gaps = torch.diff(nodes)
-    weights = torch.zeros_like(nodes)
-    weights[:-1] += gaps / 2
-    weights[1:] += gaps / 2
-    return weights
+    if math.isinf(length):
+        gaps = torch.nn.functional.pad(gaps, (1, 1))
+        return nodes, (gaps[1:] + gaps[:-1]) / 2
+    rest = length - float(nodes[-1] - nodes[0])
+    if rest > 1e-9 * length:
+        gaps = torch.cat([gaps, gaps.new_tensor([rest])])
+    elif rest > -1e-9 * length:
+        nodes = nodes[:-1]
+    else:
+        raise ValueError(
+            f"decoupled: nodes from {float(nodes[0]):g} to {float(nodes[-1]):g} go round the circle of length "
+            f"{length:g} more than once."
+        )
+    return nodes, (gaps + gaps.roll(1)) / 2
 
 
 def _period(scenario: Any) -> Period:
@@ -207,6 +243,16 @@ def fields(scenario: Any) -> dict[str, Any]:
             "are its parameters, with methods drift, diffusion and initial."
         )
     return {f.name: getattr(scenario, f.name) for f in dataclasses.fields(scenario)}
+
+
+def numeric_fields(scenario: Any) -> dict[str, Any]:
+    """The parameters that are plain numbers: scalar coordinates of every dataset."""
+    found: dict[str, Any] = {}
+    for name, value in fields(scenario).items():
+        number = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+        if isinstance(number, (int, float, np.integer, np.floating)) and not isinstance(number, bool):
+            found[name] = number
+    return found
 
 
 def replaced(scenario: Any, changes: dict[str, Any]) -> Any:
@@ -427,3 +473,33 @@ def energy_of(scenario: Any) -> Energy:
             "leave out what is derived from it."
         )
     return energy
+
+
+def temperature(scenario: Any) -> float:
+    """T = σ²/2.
+
+    Raises:
+        TypeError: the scenario declares no constant σ.
+        ValueError: σ = 0, where there is no entropy.
+
+    """
+    sigma = getattr(scenario, "sigma", None)
+    if sigma is None:
+        raise TypeError(f"{scenario_name(scenario)} has no field sigma; the free energy needs the constant σ.")
+    if not float(sigma) > 0:
+        raise ValueError(f"sigma = {float(sigma)}: the free energy F + (σ²/2) KL needs σ > 0.")
+    return 0.5 * float(sigma) ** 2
+
+
+def confinement(scenario: Any, x: Tensor) -> Tensor:
+    """U(x); zero for a scenario that defines none, whose reference measure is Lebesgue's."""
+    potential = getattr(scenario, "confinement", None)
+    return x.new_zeros(x.shape[:-1]) if potential is None else potential(x)
+
+
+def confinement_gradient(scenario: Any, x: Tensor) -> Tensor:
+    """∇U(x)."""
+    if hasattr(scenario, "confinement_gradient"):
+        slope: Tensor = scenario.confinement_gradient(x)
+        return slope
+    return gradient(lambda y: confinement(scenario, y), x)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import provenance
 from .measure import EmpiricalMeasure, Law, period_lengths
-from .model import Equation, fields, on_device, replaced, scenario_name
+from .model import Equation, fields, numeric_fields, on_device, replaced, scenario_name
 from .noise import Noise, Stream
 from .observables import NAMED, Observable, evaluate, is_named, listed, resolve
 from .progress import Progress
@@ -326,7 +326,7 @@ class System:
         }
         if kept:
             coordinates["particle"] = (("particle",), np.arange(kept), _named("particle"))
-        scalars = {**_numeric_fields(self.scenario), "n_particles": settings.n_particles, "dt": settings.dt}
+        scalars = {**numeric_fields(self.scenario), "n_particles": settings.n_particles, "dt": settings.dt}
         for name, value in scalars.items():
             coordinates[name] = ((), np.asarray(value), _named(name))
         kind = np.int64 if settings.seed < 2**63 else np.uint64
@@ -428,16 +428,6 @@ def _initial(
             f"from finite particles ({settings.dtype})."
         )
     return x.contiguous(), weights
-
-
-def _numeric_fields(scenario: Any) -> dict[str, Any]:
-    numbers: dict[str, Any] = {}
-    for name, value in fields(scenario).items():
-        if isinstance(value, Tensor) and value.ndim == 0:
-            value = value.item()
-        if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
-            numbers[name] = value
-    return numbers
 
 
 def _named(long_name: str) -> dict[str, str]:
