@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .double_well import DoubleWell as DoubleWell
+    from .gaussian_langevin import GaussianLangevin as GaussianLangevin
     from .mean_field_ou import MeanFieldOU as MeanFieldOU
     from .two_layer_network import TwoLayerNetwork as TwoLayerNetwork
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "MeanFieldOU": ("mean_field_ou", "mean-field Ornstein-Uhlenbeck, Gaussian, solvable (d any)"),
     "DoubleWell": ("double_well", "Desai-Zwanzig: double well with attraction to the mean, phase transition in sigma"),
+    "GaussianLangevin": ("gaussian_langevin", "mean-field Langevin dynamics that stays Gaussian, solvable (d any)"),
     "TwoLayerNetwork": ("two_layer_network", "mean-field Langevin training of a two-layer network on bundled data"),
 }
 

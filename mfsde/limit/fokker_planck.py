@@ -1,0 +1,210 @@
+"""The nonlinear Fokker-Planck equation ∂_t m = -∇·(b(t, x, m) m) + ½ ∇²:(σσᵀ(t, x, m) m) of a scenario.
+
+Finite volumes on a grid and on its refinement, adaptive implicit steps; the two solutions are combined to fourth order
+in space, and their difference is the error estimate that is returned with the result.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..energy import Energy
+from ..measure import EmpiricalMeasure, Law
+from ..model import scenario_name
+from ..noise import Noise
+from ..progress import Progress
+from . import results, stochastic
+from .coefficients import check_dimension, initial_law
+from .domain import Domain, domain_of
+from .grid import Array, Grid
+from .integrators import METHODS, Stepping
+from .level import Level, support
+
+RTOL = {1: 1e-8, 2: 1e-6}
+NODES = {1: 513, 2: 129}  # on each axis, where the grid is chosen here; its refinement has twice as many
+LEAKING = 1e-4  # mass at the open end of a grid that is an error
+EXTRAPOLATED = 1e-12  # density, relative to its maximum, from which two grids are combined
+LARGEST_CORRECTION = 0.5  # of the logarithm of a density
+
+
+def fokker_planck(
+    scenario: Any,
+    grid: Any,
+    times: Any,
+    *,
+    n_nodes: int | None = None,
+    method: str | None = None,
+    dt: float | None = None,
+    rtol: float | None = None,
+    atol: float = 1e-12,
+    extrapolate: bool = True,
+    energies: bool | None = None,
+    seed: int | None = None,
+    noise: Noise | None = None,
+    n_replicas: int = 1,
+    store: results.Path_ | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> xr.Dataset:
+    """The law of the mean-field limit at given times: ∂_t m = -∇·(b m) + ½ ∇²:(σσᵀ m) from the scenario's `initial()`.
+
+    Args:
+        scenario: as for `simulate`, in one or two dimensions; b and σ may depend on t, x and the law. `project` gives
+            an interval (or rectangle) with reflecting walls, `period` a torus.
+        grid: nodes (G,) with G >= 5, or a pair of them in two dimensions; None has them chosen around the mass.
+        times: increasing, from 0 on; the equation always starts at 0.
+        n_nodes: nodes on each axis where the grid is chosen (513; 129 in two dimensions).
+        method: "bdf" (adaptive, orders 1 to 5; the default), "radau" (adaptive, order 5: steps onto every output time,
+            about three times the work), or "euler" (implicit, first order, positive for every dt).
+        dt: step of "euler", and of an equation with common noise.
+        rtol: relative tolerance of adaptive steps (1e-8; 1e-6 on the plane, where the grid is what limits).
+        atol: absolute tolerance of adaptive steps, on the mass of a node.
+        extrapolate: combine the solutions on the grid and on its refinement to fourth order in space; else the
+            result is the one on the refinement, of second order.
+        energies: add `energy`, and for gradient flows `free_energy`, `dissipation` and `first_order_residual`. The
+            default is True on the line and False on the plane, where an interaction costs O(G⁴).
+        seed: for a scenario with common noise: key of W⁰, the path of a run with this seed and dt.
+        noise: `mfsde.Noise(seed, substeps=k)`, as for `simulate`.
+        n_replicas: number of paths of W⁰, those of the replicas of a run.
+        store: a folder to write to, opened again by `mfsde.open_run`.
+        overwrite: replace an existing store.
+        progress: show how far it is.
+
+    Returns:
+        Dataset over `time`: `density(time, x)` (or (time, x, y); with common noise (time, replica, x)), nodal, of
+        trapezoid mass 1; its `error`, that of the refinement by Richardson, an upper estimate for the combined
+        density; `mean`, `covariance` and their `_error`; `residual` = ‖∂_t m‖_{L¹}; `tail`, the mass near open ends
+        of the grid; energies. Usable as the law of `wasserstein.to_law`, `decoupled` and the plots.
+
+    Raises:
+        TypeError, ValueError: bad input; more than two dimensions; mass that leaves the grid; a law that no grid holds.
+        RuntimeError: steps that fail or lose positivity.
+        FileExistsError: the store exists.
+
+    Source: Carrillo, McCann, Villani (2003), for the equation; the scheme is in finite_volume.py.
+
+    """
+    times = results.checked_times(times)
+    start = initial_law(scenario)
+    check_dimension(scenario, start.dim)
+    domain = domain_of(scenario, start)
+    if hasattr(scenario, "common_diffusion"):
+        path = stochastic.Path.checked(scenario, start.dim, dt, seed, noise, n_replicas, times, method)
+        return stochastic.solve(scenario, start, domain, grid, times, n_nodes, path, extrapolate, store, overwrite)
+    stepping = _stepping(method, RTOL[start.dim] if rtol is None else rtol, atol, dt, times)
+    chosen = _grid(scenario, start, domain, grid, times, n_nodes)
+    with Progress(f"limit of {scenario_name(scenario)}", 0, 2 * len(times), progress, "time") as bar:
+        coarse, fine = (
+            Level.solved(scenario, start, domain, level, times, stepping, bar, done)
+            for level, done in ((chosen, 0), (chosen.refined(), len(times)))
+        )
+    wanted = start.dim == 1 if energies is None else energies
+    series = _series(coarse, fine, extrapolate, wanted)
+    settings = {
+        "method": stepping.method, "rtol": stepping.rtol, "atol": atol, "dt": dt, "extrapolate": extrapolate,
+        "nodes": list(chosen.shape),
+    }  # fmt: skip
+    coords = {**results.axis_coordinates(chosen), **results.component_coordinate(start.dim)}
+    return results.dataset(scenario, times, series, coords, settings, store, overwrite)
+
+
+LONG_NAMES = {
+    "energy": "energy F(m)",
+    "free_energy": "free energy F + (σ²/2) KL(m | e^-U)",
+    "dissipation": "free-energy dissipation ∫ |D_mF + (σ²/2)(∇log m + ∇U)|² dm",
+    "first_order_residual": "standard deviation of δF/δm + (σ²/2)(log m + U) under m",
+}
+
+
+def _series(coarse: Level, fine: Level, extrapolate: bool, energies: bool) -> dict[str, Any]:
+    grid, dims = coarse.grid, results.AXES[: coarse.grid.dim]
+    rough, sharp = coarse.density, grid.restricted(fine.density)
+    best = _combined(rough, sharp, grid) if extrapolate else grid.normalised(sharp)
+    series: dict[str, Any] = {
+        "density": (dims, grid.show(best), "density of the law", "1"),
+        "error": (dims, grid.show(np.abs(sharp - rough) / 3), "error estimate of the density (Richardson)", "1"),
+    }
+    first, second = coarse.moments(), fine.moments()
+    for name, (axes, values, long_name, units) in second.items():
+        series[name] = (axes, _richardson(first[name][1], values, extrapolate), long_name, units)
+        gap = np.abs(values - first[name][1]) / 3
+        series[f"{name}_error"] = (axes, gap, f"error estimate of the {long_name} (Richardson)", units)
+    series["residual"] = ((), fine.residual, "L¹ norm of ∂_t m", "1")
+    series["tail"] = ((), fine.tails(), "mass near open ends of the grid", "1")
+    _check_tails(fine)
+    if energies and isinstance(getattr(coarse.scenario, "energy", None), Energy):
+        descends = coarse.is_gradient_flow()
+        at_rough, at_sharp = (level.energies(descends) for level in (coarse, fine))
+        for name, values in at_sharp.items():
+            combine = extrapolate and name != "first_order_residual"
+            series[name] = ((), _richardson(at_rough[name], values, combine), LONG_NAMES[name], "1")
+    return series
+
+
+def _richardson(rough: Array, sharp: Array, extrapolate: bool) -> Array:
+    """The value for h → 0 of a quantity with an error c h², from those at h and h/2."""
+    return (4 * sharp - rough) / 3 if extrapolate else sharp
+
+
+def _combined(rough: Array, sharp: Array, grid: Grid) -> Array:
+    """The same for the logarithm of a density, which keeps it positive; far out in the tails the finer one."""
+    axes = tuple(range(-grid.dim, 0))
+    level = EXTRAPOLATED * sharp.max(axis=axes, keepdims=True)
+    known = (rough > level) & (sharp > level)
+    correction = np.log(np.where(known, sharp, 1.0) / np.where(known, rough, 1.0)) / 3
+    return grid.normalised(sharp * np.exp(np.clip(correction, -LARGEST_CORRECTION, LARGEST_CORRECTION)))
+
+
+def _check_tails(level: Level) -> None:
+    tails = level.tails()
+    if tails.max() > LEAKING:
+        k = int(tails.argmax())
+        ends = " × ".join(f"[{axis.nodes[0]:g}, {axis.nodes[-1]:g}]" for axis in level.grid.axes)
+        raise ValueError(
+            f"mass leaves the grid: about {tails[k]:.2g} of it is at the ends of {ends} (time {k} of {len(tails)}; "
+            f"allowed {LEAKING:g}). Widen the grid, or pass grid=None to have it chosen."
+        )
+
+
+# Input
+
+
+def _stepping(method: str | None, rtol: float, atol: float, dt: float | None, times: Array) -> Stepping:
+    chosen = method or ("euler" if dt is not None else "bdf")
+    if chosen not in (*METHODS, "euler"):
+        raise ValueError(f"method = {method!r}; expected 'radau', 'bdf' or 'euler'.")
+    if (chosen == "euler") != (dt is not None):
+        raise ValueError(f"method = {chosen!r} with dt = {dt!r}: dt is the step of 'euler', and of it alone.")
+    for name, value in (("rtol", rtol), ("atol", atol), ("dt", dt if dt is not None else 1.0)):
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} = {value!r}; expected a positive number.")
+    if dt is not None:
+        check_whole_steps(times, dt)
+    return Stepping(chosen, rtol, atol, dt)
+
+
+def check_whole_steps(times: Array, dt: float) -> None:
+    """Refuses times that are no whole numbers of steps."""
+    off = np.abs(np.rint(times / dt) * dt - times) > 1e-9 * np.maximum(times, dt)
+    if off.any():
+        raise ValueError(f"times: {times[off][0]:g} is not a whole number of steps dt = {dt:g}; choose times that are.")
+
+
+def _grid(
+    scenario: Any, start: Law | EmpiricalMeasure, domain: Domain, grid: Any, times: Array, n_nodes: int | None
+) -> Grid:
+    """The user's grid, checked, or one around all that carries mass up to the last time."""
+    d = start.dim
+    if grid is not None:
+        if n_nodes is not None:
+            raise TypeError("grid and n_nodes are two ways to say where the nodes are; leave one out.")
+        given = grid if isinstance(grid, Grid) else Grid.of(grid, d, domain.period)
+        domain.check(given, scenario_name(scenario))
+        return given
+    n = NODES[d] if n_nodes is None else n_nodes
+    low, high = support(scenario, start, domain, times)
+    return Grid.box(list(low), list(high), n, domain.period)
