@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .double_well import DoubleWell as DoubleWell
     from .gaussian_langevin import GaussianLangevin as GaussianLangevin
+    from .isotropic_gaussians import IsotropicGaussians as IsotropicGaussians
+    from .kuramoto import Kuramoto as Kuramoto
     from .mean_field_ou import MeanFieldOU as MeanFieldOU
     from .two_layer_network import TwoLayerNetwork as TwoLayerNetwork
+    from .variable_selection import VariableSelection as VariableSelection
 
 # Name -> module and a line on what it is: readable without importing torch.
 BUILT_IN = {
@@ -19,6 +22,9 @@ BUILT_IN = {
     "DoubleWell": ("double_well", "Desai-Zwanzig: double well with attraction to the mean, phase transition in sigma"),
     "GaussianLangevin": ("gaussian_langevin", "mean-field Langevin dynamics that stays Gaussian, solvable (d any)"),
     "TwoLayerNetwork": ("two_layer_network", "mean-field Langevin training of a two-layer network on bundled data"),
+    "Kuramoto": ("kuramoto", "noisy identical oscillators on the circle, synchrony for K > sigma^2"),
+    "IsotropicGaussians": ("isotropic_gaussians", "network telling two Gaussians apart, reduced to norms of weights"),
+    "VariableSelection": ("variable_selection", "ReLU network selecting variables, reduced to (a, b, r1, r2)"),
 }
 
 __all__ = ["BUILT_IN", *sorted(BUILT_IN)]

@@ -14,6 +14,7 @@ import xarray as xr
 
 import mfsde
 from mfsde.cli import main
+from mfsde.scenarios import BUILT_IN
 
 SCENARIO = '''
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def test_observables_substeps_and_dtype_reach_the_run(tmp_path):
 def test_list_and_info_show_scenarios_fields_and_suggestions(capsys):
     assert main(["list"]) == 0
     listed = capsys.readouterr().out
-    assert [line.split()[0] for line in listed.splitlines()] == ["MeanFieldOU", "DoubleWell", "TwoLayerNetwork"]
+    assert [line.split()[0] for line in listed.splitlines()] == list(BUILT_IN)
     assert main(["info", "DoubleWell", "--set", "theta=2.5"]) == 0
     shown = capsys.readouterr().out
     assert "theta = 2.5" in shown
