@@ -1,0 +1,422 @@
+"""Equations without noise: the law is carried along X_i' = b(t, X_i, Σ_j w_j δ_{X_j}) from a quadrature of its start.
+
+Where the scenario has a domain, characteristics that reach its wall stay in it and follow the tangential part of b for
+as long as b points outwards: x' = lim (project(x + εb) - x)/ε, the projected dynamical system.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy.integrate import BDF, DOP853, Radau
+from torch import Tensor
+
+from ..energy import Energy
+from ..measure import EmpiricalMeasure, Law, Mixture, period_lengths
+from ..model import scenario_name
+from . import results
+from .coefficients import Coefficients, initial_law
+
+Array = np.ndarray
+
+METHODS = {"dop853": DOP853, "bdf": BDF, "radau": Radau}
+NODES = {1: 256, 2: 32}  # on each axis, by the number of normal variates that make a point
+FEWEST = 4
+FARTHEST = 8.0  # deviations of a normal variate
+# Distances, relative to the place (or 1):
+ROUNDING = 1e-14  # of what rounding may do to a projection that leaves a point alone
+LEAVING = 1e-10  # beyond the wall, from which on a point has met it
+PROBE = 1e-8  # along a velocity, to find the wall
+TURN = 1e-5  # along a velocity, to see how the wall turns it
+MOST_STEPS = 100_000
+
+
+def characteristics(
+    scenario: Any,
+    times: Any,
+    *,
+    start: Law | EmpiricalMeasure | None = None,
+    n_nodes: int | None = None,
+    method: str = "dop853",
+    rtol: float = 1e-9,
+    atol: float = 1e-12,
+    store: results.Path_ | None = None,
+    overwrite: bool = False,
+) -> xr.Dataset:
+    """The law of the limit ∂_t m = -∇·(b m) of an equation without noise, along its characteristics.
+
+    The start is a weighted measure of points: the quadrature of a law (the trapezoidal rule in its normal variates,
+    which converges geometrically for smooth laws and flows), or a given measure, taken as it is. The points
+    are a law: nobody is left out of an interaction (`include_self=False` makes no difference).
+
+    Args:
+        scenario: as for `simulate`, with diffusion 0. `project` gives a domain whose wall is not stepped through (the
+            nearest point, or a reflection; the wall is known to about 1e-8), `period` a torus.
+        times: increasing, from 0 on; the equation always starts at 0.
+        start: a law or a measure of points (N, d), instead of the scenario's `initial()`.
+        n_nodes: nodes for each normal variate of the law: 256 for one variate, 32 for each of two. Laws of three and
+            more are represented by their `as_measure()`, or the first n_nodes of its points.
+        method: "dop853" (explicit, order 8), or for stiff equations "bdf" or "radau".
+        rtol: relative tolerance of the steps.
+        atol: absolute tolerance of the steps.
+        store: a folder to write to, opened again by `mfsde.open_run`.
+        overwrite: replace an existing store.
+
+    Returns:
+        Dataset over `time`, like a weighted run of one replica: `position` (replica, particle, component), `weight`
+        (replica, particle); `mean`, `covariance`, and `energy` of a scenario that has one. For a start that is a law,
+        `mean_error`, `covariance_error` and `energy_error`: the change from half as many nodes for each variate, far
+        above the error where the law is resolved, and no bound where it is not.
+
+    Raises:
+        TypeError, ValueError: bad input; noise.
+        RuntimeError: characteristics that cannot be continued, with the time and the state.
+        FileExistsError: the store exists.
+
+    Source: Ambrosio, Gigli, Savaré, Gradient Flows (2008), proposition 8.1.8; Nagurney, Zhang, Projected Dynamical
+    Systems (1996), for the wall.
+
+    """
+    times = results.checked_times(times)
+    stepping = Stepping.checked(method, rtol, atol)
+    begin = _checked_start(scenario, start)
+    fine = Solution.of(scenario, _points(begin, n_nodes), times, stepping)
+    series = {**fine.particles(), **fine.averages()}
+    if isinstance(begin, Law) and fine.positions.shape[1] > 1:
+        coarse = Solution.of(scenario, _points(begin, n_nodes, halved=True), times, stepping).averages()
+        for name, (dims, values, long_name, units) in fine.averages().items():
+            gap = np.abs(values - coarse[name][1])
+            series[f"{name}_error"] = (dims, gap, f"change of the {long_name} from half as many nodes", units)
+    settings = {"method": method, "rtol": rtol, "atol": atol, "n_points": fine.positions.shape[1]}
+    return results.dataset(scenario, times, series, fine.coordinates(), settings, store, overwrite)
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """How the ordinary differential equation is solved."""
+
+    method: str
+    rtol: float
+    atol: float
+
+    @classmethod
+    def checked(cls, method: str, rtol: float, atol: float) -> Stepping:
+        """Refuses what is no method or no tolerance."""
+        if method not in METHODS:
+            raise ValueError(f"method = {method!r}; expected one of {', '.join(map(repr, METHODS))}.")
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} = {value!r}; expected a positive number.")
+        return cls(method, float(rtol), float(atol))
+
+
+class Flow:
+    """The velocities of points of constant masses, in the domain of their scenario.
+
+    Args:
+        scenario: as for `simulate`.
+        start: the points at time 0.
+
+    Raises:
+        TypeError, ValueError: as for `simulate`; common noise; diffusion at time 0.
+
+    """
+
+    def __init__(self, scenario: Any, start: EmpiricalMeasure) -> None:
+        self.name = scenario_name(scenario)
+        if hasattr(scenario, "common_diffusion"):
+            raise ValueError(
+                f"{self.name} has common noise (common_diffusion), and so no characteristics; use "
+                "mfsde.limit.fokker_planck, or simulate."
+            )
+        self.weights = start.weights.double()
+        points = start.points.double().numpy()
+        self._coefficients = Coefficients(scenario, points, self.weights.numpy())
+        self.scenario, self.period = self._coefficients.scenario, self._coefficients.period
+        self.has_domain = self._coefficients.has_projection
+        lengths = period_lengths(self.period, points.shape[1])
+        self._is_circle = np.array([math.isfinite(length) for length in lengths])
+        self.start = points
+        self.check_noiseless(0.0, points)
+
+    def law(self, x: Array) -> EmpiricalMeasure:
+        """The measure at points (n, d)."""
+        return EmpiricalMeasure.given(torch.from_numpy(x), self.weights, self.period)
+
+    def check_noiseless(self, t: float, x: Array) -> None:
+        """Refuses diffusion."""
+        a = self._coefficients.covariance(t, x, self.law(x))
+        if a.any():
+            raise ValueError(
+                f"{self.name} has diffusion: σσᵀ reaches {float(np.abs(a).max()):.3g} at t = {t:g}. Characteristics "
+                "are for equations without noise; use mfsde.limit.fokker_planck."
+            )
+
+    def velocity(self, t: float, x: Array) -> Array:
+        """The drift at points (n, d) of their law; not finite where it is not."""
+        at = torch.from_numpy(x)[None]
+        # Of a law, no particle is left out: the points are its atoms only for the quadrature.
+        mu = EmpiricalMeasure.given(at, self.weights[None], self.period)
+        with torch.no_grad():
+            b: Tensor = self.scenario.drift(t, at, mu)
+        return b.detach()[0].numpy()
+
+    def slope(self, t: float, y: Array, held: Array) -> Array:
+        """The velocity of every point, and of those held at the wall what the wall leaves of it."""
+        x = self.nearest(y)
+        v = self.velocity(t, x)
+        return np.where(held[:, None], self._at_wall(x, v)[2], v) if held.any() else v
+
+    def pressed(self, t: float, y: Array) -> tuple[Array, Array]:
+        """Which points the velocity moves out of the domain, and the points, these on the wall.    (n,), (n, d)."""
+        if not self.has_domain:
+            return np.zeros(len(y), dtype=bool), y
+        x = self.nearest(y)
+        out, wall, _ = self._at_wall(x, self.velocity(t, x))
+        return out, np.where(out[:, None], wall, x)
+
+    def outside(self, y: Array) -> Array:
+        """Which points have left the domain.    (n, d) -> (n,)."""
+        return _far(self._projected(y), y, LEAVING)
+
+    def nearest(self, y: Array) -> Array:
+        """The points of the domain that the wall lets through to y; y itself inside.    (n, d)."""
+        p = self._projected(y)
+        off = _far(p, y, ROUNDING)
+        if not off.any():
+            return y
+        # A projection that reflects takes y as far inside as it was outside: the wall is in the middle.
+        middle = (p + y) / 2
+        reflects = ~_far(self._projected(middle), middle, ROUNDING)
+        return np.where(off[:, None], np.where(reflects[:, None], middle, p), y)
+
+    def wrapped(self, y: Array) -> Array:
+        """The points as the scenario stores them: inside, and on a torus in its box."""
+        return self._coefficients.project(self.nearest(y)) if self.has_domain else y
+
+    def _at_wall(self, x: Array, v: Array) -> tuple[Array, Array, Array]:
+        """Whether v presses against the wall at x, the point of the wall, and lim (nearest(x + εv) - x)/ε.
+
+        A wall across an axis stops one component and leaves the others alone, exactly. How any other wall turns v is
+        extrapolated from two ε.    (n, d), (n, d) -> (n,), (n, d), (n, d).
+        """
+        speed = np.linalg.norm(v, axis=-1, keepdims=True)
+        scale = np.maximum(1.0, np.abs(x).max(-1, keepdims=True))
+        time = np.divide(scale, speed, out=np.ones_like(speed), where=speed > 1e-300)
+        near, far = PROBE * time, TURN * time
+        wall = self.nearest(x + near * v)
+        ahead, farther = wall + near * v, wall + far * v
+        back, turned = self.nearest(ahead), self.nearest(farther)
+        free = back == ahead
+        stopped = np.abs(back - wall) <= 4 * np.spacing(scale)
+        oblique = ~(free | stopped).all(-1, keepdims=True)
+        left = np.where(free, v, 0.0)
+        if oblique.any():
+            half = (self.nearest(wall + far / 2 * v) - wall) / (far / 2)
+            left = np.where(oblique, 2 * half - (turned - wall) / far, left)
+        return (turned != farther).any(-1), wall - near * left, left
+
+    def _projected(self, y: Array) -> Array:
+        return np.where(self._is_circle, y, self._coefficients.project(y)) if self.has_domain else y
+
+
+def _far(p: Array, y: Array, distance: float) -> Array:
+    """Which points differ by more than a distance, relative to the place (or 1).    (n, d), (n, d) -> (n,)."""
+    far: Array = (np.abs(p - y) > distance * np.maximum(1.0, np.abs(y))).any(-1)
+    return far
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Points of constant masses along time.    positions: (T, n, d)."""
+
+    flow: Flow
+    positions: Array
+
+    @classmethod
+    def of(cls, scenario: Any, start: EmpiricalMeasure, times: Array, stepping: Stepping) -> Solution:
+        """Solved from the start to the times."""
+        flow = Flow(scenario, start)
+        found = np.stack([flow.wrapped(y) for y in _march(flow, times, stepping)])
+        for t, x in zip(times, found, strict=True):
+            flow.check_noiseless(float(t), x)
+        return cls(flow, found)
+
+    def particles(self) -> dict[str, Any]:
+        """Positions and masses, as in a run."""
+        weight = np.broadcast_to(self.flow.weights.numpy(), (len(self.positions), 1, self.positions.shape[1]))
+        dims = ("replica", "particle", "component")
+        return {
+            "position": (dims, self.positions[:, None], f"characteristics of {self.flow.name}", "1"),
+            "weight": (dims[:2], weight, "mass of each particle", "1"),
+        }
+
+    def averages(self) -> dict[str, Any]:
+        """Mean, covariance and energy along time."""
+        mass = np.broadcast_to(self.flow.weights.numpy(), self.positions.shape[:2])
+        series = dict(results.moments(self.positions, mass))
+        energy = getattr(self.flow.scenario, "energy", None)
+        if isinstance(energy, Energy):
+            laws = (
+                EmpiricalMeasure(torch.from_numpy(x), self.flow.weights, period=self.flow.period)
+                for x in self.positions
+            )
+            with torch.no_grad():
+                series["energy"] = ((), np.array([float(energy(mu)) for mu in laws]), "energy F(m)", "1")
+        return series
+
+    def coordinates(self) -> dict[str, Any]:
+        """Labels of replica, particle and component."""
+        _, n, d = self.positions.shape
+        return {
+            "replica": (("replica",), np.arange(1), {"long_name": "independent copy of the system", "units": "1"}),
+            "particle": (("particle",), np.arange(n), {"long_name": "particle", "units": "1"}),
+            **results.component_coordinate(d),
+        }
+
+
+def _march(flow: Flow, times: Array, stepping: Stepping) -> Iterator[Array]:
+    """The points at the times, one after the other.
+
+    The integrator starts anew whenever points meet the wall or are let go by it: between, the equation is smooth.
+    """
+    t, y, step = 0.0, flow.nearest(flow.start), None
+    held, y = flow.pressed(t, y)
+    waiting = [float(s) for s in times]
+    if waiting[0] == t:
+        yield y
+        waiting.pop(0)
+    n_steps = 0
+    while waiting:
+        solver = _solver(flow, t, y, held, waiting[-1], step, stepping)
+        restarted = False
+        while waiting and not restarted:
+            n_steps += 1
+            _advance(flow, solver, n_steps)
+            t, y, met = _until_wall(flow, solver, held)
+            if waiting[0] < t:
+                path = solver.dense_output()
+                while waiting and waiting[0] < t:
+                    yield path(waiting.pop(0)).reshape(y.shape)
+            if waiting and waiting[0] == t:
+                yield y
+                waiting.pop(0)
+            if met.any() or held.any():
+                pressed, wall = flow.pressed(t, y)
+                now = met | (held & pressed)
+                there = np.where(now[:, None], wall, y)
+                restarted = bool((now != held).any() or _far(there, y, LEAVING).any())
+                held, y = now, there
+        step = solver.t - solver.t_old
+
+
+def _solver(flow: Flow, t: float, y: Array, held: Array, end: float, step: float | None, stepping: Stepping) -> Any:
+    """Scipy's integrator from a state, with the points at the wall that are held there."""
+
+    def slope(s: float, values: Array) -> Array:
+        return flow.slope(s, values.reshape(y.shape), held).ravel()
+
+    first = None if step is None else min(step, end - t)
+    with np.errstate(all="ignore"):
+        method = METHODS[stepping.method]
+        return method(slope, t, y.ravel(), end, rtol=stepping.rtol, atol=stepping.atol, first_step=first)
+
+
+def _advance(flow: Flow, solver: Any, n_steps: int) -> None:
+    """One step.    RuntimeError where there is none."""
+    with np.errstate(all="ignore"):
+        message = solver.step()
+    if solver.status != "failed" and n_steps < MOST_STEPS:
+        return
+    x = solver.y.reshape(flow.start.shape)
+    i = int(np.abs(x).max(-1).argmax())
+    place = ", ".join(f"{value:.6g}" for value in x[i])
+    reason = message or f"{n_steps} steps were made"
+    raise RuntimeError(
+        f"{flow.name}: the characteristics cannot be continued past t = {solver.t:.9g}, where the farthest particle, "
+        f"{i}, is at ({place}): {reason}. They blow up there, or the drift is not Lipschitz; ask for earlier times, or "
+        "try method='bdf' if the equation is stiff."
+    )
+
+
+def _until_wall(flow: Flow, solver: Any, held: Array) -> tuple[float, Array, Array]:
+    """The end of the step, or the first time in it at which points leave the domain, and which do."""
+    y = solver.y.reshape(flow.start.shape)
+    free = ~held
+    if not flow.has_domain or not (flow.outside(y) & free).any():
+        return float(solver.t), y, np.zeros(len(y), dtype=bool)
+    path = solver.dense_output()
+    low, high = solver.t_old, solver.t
+    while high - low > 4 * np.spacing(high):
+        middle = (low + high) / 2
+        y = path(middle).reshape(flow.start.shape)
+        low, high = (low, middle) if (flow.outside(y) & free).any() else (middle, high)
+    y = path(high).reshape(flow.start.shape)
+    met = flow.outside(y) & free
+    return float(high), np.where(met[:, None], flow.nearest(y), y), met
+
+
+def _checked_start(scenario: Any, start: Law | EmpiricalMeasure | None) -> Law | EmpiricalMeasure:
+    if start is None:
+        return initial_law(scenario)
+    if isinstance(start, Law) or (isinstance(start, EmpiricalMeasure) and start.points.ndim == 2):
+        return start
+    raise TypeError(
+        f"start is a {type(start).__name__}; expected a law, or one mfsde.EmpiricalMeasure of points (N, d)."
+    )
+
+
+def _points(start: Law | EmpiricalMeasure, n_nodes: int | None, halved: bool = False) -> EmpiricalMeasure:
+    """The measure that is carried along."""
+    if isinstance(start, EmpiricalMeasure):
+        if n_nodes is not None:
+            raise ValueError("n_nodes is for laws; the start is a measure, which is taken as it is.")
+        return start
+    if n_nodes is not None and (not isinstance(n_nodes, int) or n_nodes < 2 * FEWEST):
+        raise ValueError(f"n_nodes = {n_nodes!r}; expected a whole number, at least {2 * FEWEST}.")
+    return quadrature(start, n_nodes, halved)
+
+
+def quadrature(law: Law, n_nodes: int | None = None, halved: bool = False) -> EmpiricalMeasure:
+    """A law as a weighted measure of points, in float64.
+
+    Args:
+        law: any; a mixture has the quadratures of its components side by side.
+        n_nodes: for each normal variate, as for `characteristics`.
+        halved: with half as many.
+
+    """
+    if isinstance(law, Mixture):
+        parts = [quadrature(part, n_nodes, halved) for part in law.components]
+        weights = [float(p) * part.weights for p, part in zip(law.weights, parts, strict=True)]
+        return EmpiricalMeasure(torch.cat([part.points for part in parts]), torch.cat(weights))
+    moving = _moving(law)
+    if len(moving) > len(NODES):
+        full = law.as_measure()
+        n = min(n_nodes or full.n_particles, full.n_particles) // (2 if halved else 1)
+        return EmpiricalMeasure(full.points[:n], full.weights[:n] / full.weights[:n].sum())
+    n = (n_nodes or NODES.get(len(moving), 1)) // (2 if halved else 1)
+    # Both errors of the rule, exp(-end²/2) for what is cut off and exp(-2π²/gap²), are then equal.
+    end = min(FARTHEST, math.sqrt(math.pi * n))
+    nodes = torch.linspace(-end, end, n, dtype=torch.float64)
+    z = torch.zeros(n ** len(moving), law.n_variates, dtype=torch.float64)
+    if moving:
+        z[:, moving] = torch.cartesian_prod(*[nodes] * len(moving)).reshape(len(z), -1)
+    density = torch.exp(-0.5 * z.square().sum(-1))
+    return EmpiricalMeasure(law.from_variates(z), density / density.sum())
+
+
+def _moving(law: Law) -> list[int]:
+    """The variates that move the points of a law: a Gaussian of rank k has k of them."""
+    at = torch.linspace(-1.0, 1.3, law.n_variates, dtype=torch.float64)
+    steps = torch.cat(
+        [torch.zeros(1, law.n_variates, dtype=torch.float64), torch.eye(law.n_variates, dtype=torch.float64)]
+    )
+    points = law.from_variates(at + steps)
+    return [k for k in range(law.n_variates) if not torch.equal(points[k + 1], points[0])]
