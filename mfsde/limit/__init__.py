@@ -10,5 +10,7 @@ from .gibbs import StationaryLaw as StationaryLaw
 from .gibbs import gibbs as gibbs
 from .gibbs import gibbs_all as gibbs_all
 from .grid_law import GridLaw as GridLaw
+from .jko import gaussian_step as gaussian_step
+from .jko import jko as jko
 from .moments import gaussian_limit as gaussian_limit
 from .moments import moments as moments
