@@ -43,6 +43,7 @@ KEYWORDS = {
 REQUIRED = ("n_particles", "horizon", "dt", "seed")
 CHECKPOINTS = 20
 FIGURES = (".png", ".pdf", ".svg")
+SHOWN = 4  # components of a state that a table shows
 
 EPILOG = """\
 A scenario is a built-in name (mfsde list) or path/to/file.py:ClassName. Its fields are set with --set name=value.
@@ -50,6 +51,7 @@ Settings left out come from the scenario's suggested() and are printed.
 
   mfsde run MeanFieldOU --set sigma=0.5 --particles 1000 --replicas 8 --horizon 4 --dt 0.01 --seed 0 --out ou.zarr
   mfsde resume ou.zarr
+  mfsde limit MeanFieldOU --figure ou.png
 """
 
 
@@ -122,8 +124,20 @@ def _parser() -> argparse.ArgumentParser:
         help="values of a field or of a setting (particles, dt, seed, ...); repeatable",
     )
     sweep.add_argument("--out", metavar="FOLDER", required=True, help="folder for the runs and for table.zarr")
+    limit = _scenario(_command(commands, "limit", _limit, "the law that the particles converge to, in time or at rest"))
+    _settings(limit)
+    _limit_options(limit)
     _analyse_options(_command(commands, "analyse", _analyse, "distance, rate and entropy of a stored run"))
     return parser
+
+
+def _limit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stationary", action="store_true", help="the stationary laws instead of the law in time")
+    parser.add_argument("--frames", type=int, default=8, metavar="K", help="times after 0 up to the horizon (8)")
+    parser.add_argument("--nodes", type=int, metavar="N", help="nodes on each axis of the grid")
+    parser.add_argument("--out", metavar="STORE", help="store the limit, for instance limit.zarr")
+    parser.add_argument("--figure", metavar="FILE", help="simulate, and draw the particles on top (png, pdf, svg)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
 
 
 def _analyse_options(parser: argparse.ArgumentParser) -> None:
@@ -233,6 +247,116 @@ def _sweep(options: argparse.Namespace) -> None:
     print(f"stored in {folder / 'table.zarr'}, one run each beside it")
 
 
+def _limit(options: argparse.Namespace) -> None:
+    _check_limit(options)
+    scenario = _built(options)
+    if options.stationary:
+        _print_stationary(scenario, options)
+        return
+    settings = _chosen(scenario, options, required=REQUIRED if options.figure else ("horizon",))
+    from .limit import evolve
+
+    every, times = _frames(settings, options.frames)
+    shared: dict[str, Any] = {}
+    if hasattr(scenario, "common_diffusion"):
+        shared = {k: settings.get(k) for k in ("dt", "seed", "noise")}
+        shared["n_replicas"] = settings.get("n_replicas", 1)
+    found = evolve(
+        scenario, times, n_nodes=options.nodes, store=options.out, overwrite=options.overwrite, progress=True, **shared
+    )
+    _print_limit(found)
+    if options.out:
+        print(f"stored in {options.out}: mfsde.open_run({options.out!r})")
+    if options.figure:
+        _draw_limit(scenario, found, settings, every, options.figure)
+
+
+def _check_limit(options: argparse.Namespace) -> None:
+    _check_figure(options)
+    if options.frames < 1:
+        raise UsageError(f"--frames {options.frames}: expected a number of times, 1 or more.")
+    if options.stationary and (options.out or options.figure):
+        raise UsageError("--stationary prints the stationary laws; --out and --figure belong to the law in time.")
+
+
+def _check_figure(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    if options.figure and Path(options.figure).suffix not in FIGURES:
+        raise UsageError(f"--figure {options.figure}: expected a file that ends in {', '.join(FIGURES)}.")
+    if options.figure and not Path(options.figure).parent.is_dir():
+        raise UsageError(f"--figure {options.figure}: there is no folder {Path(options.figure).parent}; make it first.")
+
+
+def _frames(settings: dict[str, Any], frames: int) -> tuple[int | None, list[float]]:
+    """Steps between two times, and the times: whole steps of a run where its dt is known."""
+    horizon, dt = settings["horizon"], settings.get("dt")
+    if not dt:
+        return None, [horizon * k / frames for k in range(frames + 1)]
+    n_steps = max(1, round(horizon / dt))
+    # As many frames as asked for, or the next number that divides the steps.
+    frames = next(k for k in range(min(frames, n_steps), n_steps + 1) if n_steps % k == 0)
+    every = n_steps // frames
+    return every, [float(f"{step * dt:.12g}") for step in range(0, n_steps + 1, every)]
+
+
+def _print_limit(found: xr.Dataset) -> None:
+    """Mean, deviation, energy and errors over time; of several paths of a common noise the first."""
+    import numpy as np
+
+    print(f"{found.attrs['scenario']} by {found.attrs['method']}: {dict(found.sizes)}")
+    first = found.isel(replica=0) if "replica" in found["mean"].dims else found
+    columns = {"t": first["time"].values}
+    shown = min(SHOWN, first.sizes["component"])
+    for k in range(shown):
+        tail = f"[{k}]" if first.sizes["component"] > 1 else ""
+        columns[f"mean{tail}"] = first["mean"].values[:, k]
+        columns[f"deviation{tail}"] = np.sqrt(np.maximum(first["covariance"].values[:, k, k], 0.0))
+    columns |= {name: first[name].values for name in ("energy", "free_energy", "dissipation") if name in first}
+    if "mean_error" in first:
+        columns["mean error"] = first["mean_error"].values.max(-1)
+    if "residual" in first:
+        columns["residual"] = first["residual"].values
+    print("  ".join(f"{name:>12}" for name in columns))
+    for row in zip(*columns.values(), strict=True):
+        print("  ".join(f"{value:12.6g}" for value in row))
+    if shown < first.sizes["component"]:
+        print(f"(the first {shown} of {first.sizes['component']} components)")
+
+
+def _print_stationary(scenario: Any, options: argparse.Namespace) -> None:
+    from .limit import gibbs_all
+
+    laws = gibbs_all(scenario, n_nodes=options.nodes)
+    print(f"{type(scenario).__name__}: {len(laws)} stationary law{'s' if len(laws) > 1 else ''} found")
+    names = ("mean", "deviation", "free energy", "residual", "feedback")
+    print("  ".join(f"{name:>{28 if laws[0].dim > 1 and k < 2 else 12}}" for k, name in enumerate(names)))
+    for law in laws:
+        cells = [_numbers(law.mean.tolist()), _numbers(law.cov.diagonal().sqrt().tolist())]
+        cells += ["-" if law.free_energy is None else f"{law.free_energy:.8g}", f"{law.residual:.2g}"]
+        widths = (28 if law.dim > 1 else 12,) * 2 + (12,) * 3
+        print("  ".join(f"{c:>{w}}" for c, w in zip([*cells, f"{law.feedback:.8g}"], widths, strict=True)))
+    print("feedback below 1: the law is stable against small changes of itself")
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.8g}" for value in values)
+
+
+def _draw_limit(scenario: Any, found: xr.Dataset, settings: dict[str, Any], every: int | None, file: str) -> None:
+    from . import simulate
+    from .analysis import plots
+
+    if "density" not in found:
+        raise UsageError(
+            f"--figure {file}: the limit of {type(scenario).__name__} was made by {found.attrs['method']} and has no "
+            "density to draw particles under; store it with --out instead."
+        )
+    run = simulate(scenario, progress=True, **{**settings, "save_every": every, "store": None})
+    plots.limit(run, found).savefig(file, dpi=130)
+    print(f"drawn in {file}: {settings['n_particles']} particles under their limit")
+
+
 def _analyse(options: argparse.Namespace) -> None:
     from . import open_run, provenance
     from .analysis.overview import overview
@@ -277,10 +401,7 @@ def _check_analyse(options: argparse.Namespace) -> None:
         raise UsageError("--to and --reference are two things to compare with; leave one out.")
     if options.every < 1:
         raise UsageError(f"--every {options.every}: expected a number of frames, 1 or more.")
-    if options.figure and Path(options.figure).suffix not in FIGURES:
-        raise UsageError(f"--figure {options.figure}: expected a file that ends in {', '.join(FIGURES)}.")
-    if options.figure and not Path(options.figure).parent.is_dir():
-        raise UsageError(f"--figure {options.figure}: there is no folder {Path(options.figure).parent}; make it first.")
+    _check_figure(options)
     if options.out and Path(options.out).exists():
         _check_replaced(Path(options.out), options)
 
@@ -395,7 +516,12 @@ def _suggested(scenario: Any) -> dict[str, Any]:
     return dict(scenario.suggested()) if hasattr(scenario, "suggested") else {}
 
 
-def _chosen(scenario: Any, options: argparse.Namespace, swept: Sequence[str] | dict[str, Any] = ()) -> dict[str, Any]:
+def _chosen(
+    scenario: Any,
+    options: argparse.Namespace,
+    swept: Sequence[str] | dict[str, Any] = (),
+    required: Sequence[str] = REQUIRED,
+) -> dict[str, Any]:
     """Settings of the call, completed by the scenario's suggestions, which are printed."""
     given = {name: getattr(options, name) for name, _, _ in SETTINGS.values() if getattr(options, name) is not None}
     suggested = {k: v for k, v in _suggested(scenario).items() if k not in given and k not in swept}
@@ -405,7 +531,7 @@ def _chosen(scenario: Any, options: argparse.Namespace, swept: Sequence[str] | d
     if suggested:
         print(f"suggested by {type(scenario).__name__}: " + ", ".join(f"{k}={v}" for k, v in suggested.items()))
     settings = {**suggested, **given}
-    missing = [name for name in REQUIRED if name not in settings and name not in swept]
+    missing = [name for name in required if name not in settings and name not in swept]
     if missing:
         flags = {name: option for option, (name, _, _) in SETTINGS.items()}
         raise UsageError(

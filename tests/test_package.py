@@ -45,6 +45,35 @@ def test_inside_the_engine_imports_point_one_way(name):
             assert head != "mfsde", f"{name} imports {module} by its absolute name"
 
 
+def test_the_limit_imports_from_the_store_downwards_and_in_one_direction():
+    files = {file.stem: file for file in (ROOT / "mfsde" / "limit").glob("*.py") if file.stem != "__init__"}
+    # What stands to the left of the store, and two files that know no more than it does.
+    left = {*ORDER[: ORDER.index("store") + 1], "settings", "progress"} - {"solver"}
+    needs: dict[str, set[str]] = {}
+    for name, file in files.items():
+        needs[name] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                named = [node.module] if node.module else [alias.name for alias in node.names]
+                if node.level == 1:
+                    needs[name] |= {head.split(".")[0] for head in named} & set(files)
+                else:
+                    assert {head.split(".")[0] for head in named} <= left, f"limit/{name} imports {named}"
+    done: set[str] = set()
+    while len(done) < len(needs):
+        ready = {name for name, wanted in needs.items() if name not in done and wanted <= done}
+        assert ready, f"a circle among {sorted(set(needs) - done)}"
+        done |= ready
+
+
+def test_a_name_of_the_limit_is_the_function_and_not_its_module():
+    from mfsde import limit
+
+    importlib.import_module("mfsde.limit.gibbs")
+    for name in ("gibbs", "fokker_planck", "jko", "moments", "characteristics", "flow"):
+        assert callable(getattr(limit, name)), name
+
+
 @pytest.mark.parametrize(("library", "home"), [("torchsde", "solver"), ("zarr", "store"), ("ot", "wasserstein")])
 def test_a_library_is_known_to_one_file(library, home):
     for folder in ("mfsde", "scenarios", "analysis"):

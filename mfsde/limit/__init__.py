@@ -1,8 +1,20 @@
-"""The deterministic N = ∞ side of a scenario: what its particles converge to, from the same definition."""
+"""The deterministic N = ∞ side of a scenario: what its particles converge to, from the same definition.
+
+* `evolve`: the limit in time by the method that the equation admits, one of
+  * `fokker_planck`: the density on a grid, d <= 2; given the common noise where there is one,
+  * `characteristics`: equations without noise, in any d,
+  * `moments`: mean and covariance where they close, in any d; `gaussian_limit` makes a scenario's `limit` of them.
+* `gibbs`, `gibbs_all`: stationary laws; `branch`, `critical`: along a parameter.
+* `jko`: proximal steps in W₂, in relative entropy, or both; `gaussian_step` is the closed form.
+* `flow`, `law_at`: a limit Dataset as a law at any time; `GridLaw`: a law on a grid.
+
+Imported as a whole: a name here is the function, not the module of the same name.
+"""
 
 from .branches import branch as branch
 from .branches import critical as critical
 from .characteristics import characteristics as characteristics
+from .evolution import evolve as evolve
 from .flow import flow as flow
 from .flow import law_at as law_at
 from .fokker_planck import fokker_planck as fokker_planck
