@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from . import axes, particles, replicas
-from .axes import BLACK, ENTRY_WIDTH, GREEN, GREY, SMALL, VERMILLION, Colour
+from .axes import BLACK, BLUE, ENTRY_WIDTH, GREEN, GREY, SMALL, VERMILLION, Colour
 from .rates import Rate
 
 if TYPE_CHECKING:
@@ -151,6 +151,19 @@ def draw_floor(ax: Axes, times: Array, floor: Array) -> None:
     # A log axis has no 0 to fill from.
     ax.fill_between(times, 1e-9 * floor, floor, color=GREY, alpha=0.2, linewidth=0, gid="below", zorder=0)
     ax.plot(times, floor, color=GREY, linestyle="--", linewidth=1.2, label="sampling floor", gid="floor")
+
+
+def draw_replicas(ax: Axes, distance: xr.DataArray, curve: Curve, floor: Array) -> None:
+    """A distance of every replica beside its floor, on linear axes from 0."""
+    rows = distance.transpose("time", ...).values.astype(float).reshape(len(curve.x), -1)
+    if rows.shape[1] > 1:
+        ax.plot(curve.x, rows, color=BLUE, alpha=0.35, linewidth=0.8, gid="replica")
+        ax.plot([], [], color=BLUE, alpha=0.35, linewidth=0.8, label="each replica")
+    ax.plot(curve.x, curve.mean, color=BLUE, linewidth=1.8, label="mean", gid="mean", **_marker(curve))
+    draw_floor(ax, curve.x, floor)
+    _room_for_one(ax, curve)
+    # Room for the legend.
+    ax.set_ylim(0, 1.45 * max(float(rows.max()), float(floor.max())))
 
 
 def draw_unbiased(ax: Axes, squares: xr.DataArray) -> None:

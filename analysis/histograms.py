@@ -11,7 +11,7 @@ import xarray as xr
 from mfsde.measure import Law
 
 from . import axes, clouds, limits
-from .axes import BLACK, LARGEST_LEGEND, VERMILLION
+from .axes import BLACK, BLUE, LARGEST_LEGEND, VERMILLION
 from .clouds import Cloud
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BINS = 40
 NODES = 400  # of a smooth curve
+DRAWN = 4000  # particles of a cloud
+OUTSIDE = 1e-3  # share of the particles beyond either end of a row of laws
 
 Array = np.ndarray
 
@@ -83,10 +85,46 @@ def in_the_plane(cloud: Cloud, law: Any, times: Any, ax: Axes, bins: int | Array
     return axes.finish(ax, cloud.title(0), cloud.title(1), "best")
 
 
+def carrying(cloud: Cloud, component: int, frames: Sequence[tuple[Array, Array]]) -> tuple[float, float]:
+    """A window that holds all but 0.1 % of the particles at either side, at every time."""
+    return cloud.window(component, *(np.quantile(x[:, component], [OUTSIDE, 1 - OUTSIDE]) for x, _ in frames))
+
+
+def row_on_a_line(cloud: Cloud, law: Any, indices: Sequence[int], row: Sequence[Axes], bins: int | Array) -> None:
+    """One histogram for each time, the limit on top, on a common abscissa."""
+    frames = [cloud.at(index) for index in indices]
+    edges = edges_of(carrying(cloud, 0, frames), bins)
+    for ax, index, (x, weight) in zip(row, indices, frames, strict=True):
+        heights = heights_of(x[:, 0], weight, edges)
+        ax.stairs(heights, edges, color=BLUE, fill=True, alpha=0.45, linewidth=0, label="particles", gid="histogram")
+        top = 1.15 * float(heights.max())
+        nodes, values = limit_curve(limits.at(law, cloud.times[index]), edges, cloud, top)
+        ax.plot(nodes, values, color=BLACK, linestyle="--", linewidth=1.3, label="limit", gid="limit")
+        # A limit that is far higher than the particles does not flatten them.
+        ax.set(xlim=(edges[0], edges[-1]), ylim=(0, max(top, min(1.05 * float(values.max()), 3 * top))))
+        axes.finish(ax, cloud.title(0), cloud.density_title() if ax is row[0] else "", None)
+
+
+def row_in_the_plane(cloud: Cloud, law: Any, indices: Sequence[int], row: Sequence[Axes]) -> None:
+    """A cloud of the first particles for each time, level lines of the limit on top, on common axes."""
+    frames = [cloud.at(index) for index in indices]
+    windows = [carrying(cloud, k, frames) for k in range(2)]
+    for ax, index, (x, weight) in zip(row, indices, frames, strict=True):
+        n = len(x)
+        # Particles of all replicas: they follow one another in the pool.
+        chosen = np.linspace(0, n - 1, min(n, DRAWN)).astype(int)
+        sizes = np.clip(2 * DRAWN / n, 3, 12) * weight[chosen] / weight.mean()
+        told = "particles" if len(chosen) == n else f"{len(chosen)} particles"
+        style: dict[str, Any] = {"color": BLUE, "alpha": 0.45, "linewidths": 0, "rasterized": True}
+        ax.scatter(x[chosen, 0], x[chosen, 1], s=sizes, label=told, gid="particles", **style)
+        draw_levels(ax, limits.at(law, cloud.times[index]), cloud, [np.array(window) for window in windows])
+        ax.plot([], [], color=VERMILLION, linewidth=1.4, label="limit")
+        ax.set(xlim=windows[0], ylim=windows[1])
+        axes.finish(ax, cloud.title(0), cloud.title(1) if ax is row[0] else "", None)
+
+
 def draw_levels(ax: Axes, law: Law | xr.DataArray, cloud: Cloud, sides: Sequence[Array]) -> Any:
     """Level lines at 10, 30, ..., 90 % of the highest density; a cross for a point mass."""
-    if isinstance(law, xr.DataArray):
-        raise TypeError("a limit Dataset with density(time, x) has one dimension; the particles have two.")
     atom = limits.atom(law)
     if atom is not None:
         return ax.plot(*atom[:, None], marker="x", markersize=9, color=VERMILLION, gid="limit")[0]

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from . import animations, axes, clouds, curves, fields, histograms
+from . import animations, axes, clouds, curves, fields, histograms, limits
 from .axes import BLACK, BLUE, COLOURS, GREY, ORANGE
 from .histograms import BINS, NODES
+from .laws import to_law
 from .particles import check_finite
 from .rates import Rate
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LARGEST_SUMMARY = 6  # panels on a page
+EARLY = np.array([0.0, 0.1, 0.3, 1.0])  # shares of a run at which it is beside its limit
+MEASURED = 13  # times at which the distance to a limit is computed for a picture
 
 Array = np.ndarray
 
@@ -226,8 +229,9 @@ def density(
 
     Args:
         run: a run, or its position; on a torus particles are wrapped into the box.
-        law: the limit: a Law with a density, a function t -> Law, or a Dataset with density(time, x). A point mass is
-            drawn as a line (a cross in two dimensions).
+        law: the limit: a Law with a density, a function t -> Law, or a Dataset with density(time, x) or density(time,
+            x, y), of which the mean is drawn where there is one for each replica. A point mass is drawn as a line (a
+            cross in two dimensions).
         times: which times (never indices); the nearest saved ones are drawn, and labelled. By default five, in two
             dimensions the last.
         ax: where to draw.
@@ -238,7 +242,7 @@ def density(
         TypeError: law is none of these.
 
     """
-    cloud = clouds.of_run(run)
+    cloud, law = clouds.of_run(run), limits.pooled(law, run)
     if cloud.dim == 1:
         return histograms.on_a_line(cloud, law, times, axes.given(ax), bins)
     if cloud.dim == 2:
@@ -246,6 +250,77 @@ def density(
     raise ValueError(
         f"density: the particles have {cloud.dim} components; a picture shows one or two: run.isel(component=[0, 1])."
     )
+
+
+def limit(
+    run: xr.Dataset | xr.DataArray,
+    limit: Any,
+    times: float | Sequence[float] | None = None,
+    *,
+    distance: xr.DataArray | None = None,
+    bins: int | Array = 60,
+) -> Figure:
+    """Particles on top of their limit: the law at some times, and how far apart they are over time.
+
+    In one dimension histograms pooled over replicas, and W₂ of every replica beside the sampling floor, that of as many
+    independent points of the limit: interaction takes it off the floor by a factor that does not depend on N. In two
+    dimensions the particles and level lines of the limit.
+
+    Args:
+        run: a run, or its position; on a torus particles are wrapped into the box.
+        limit: as in `density`; of one law for each path of a common noise the mean is drawn, and every replica is
+            measured against its own.
+        times: which times; the nearest saved ones are drawn. By default four, early ones closer together.
+        distance: `wasserstein.to_law(run, limit)` where it is known already; else it is computed, at a dozen times.
+        bins: their number, or in one dimension their edges.
+
+    Returns:
+        A Figure that no window knows; `figure.savefig(path)` writes it.
+
+    Raises:
+        ValueError, TypeError: as `density`, and as `wasserstein.to_law` in one dimension.
+
+    """
+    from matplotlib.figure import Figure
+
+    cloud = clouds.of_run(run)
+    if cloud.dim > 2:
+        raise ValueError(
+            f"limit: the particles have {cloud.dim} components; a picture shows one or two: run.isel(component=[0, 1])."
+        )
+    wanted = cloud.times[0] + EARLY * (cloud.times[-1] - cloud.times[0]) if times is None else times
+    indices = clouds.indices_of(cloud.times, wanted)
+    law = limits.pooled(limit, run)
+    columns = len(indices) + (cloud.dim == 1)
+    figure = Figure(figsize=(2.6 * columns + 0.4, 3.0), layout="constrained")
+    panels = [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
+    row = panels[: len(indices)]
+    if cloud.dim == 1:
+        histograms.row_on_a_line(cloud, law, indices, row, bins)
+        _against_floor(run, limit, distance, panels[-1])
+    else:
+        histograms.row_in_the_plane(cloud, law, indices, row)
+    for ax, index in zip(row, indices, strict=True):
+        ax.set_title(f"t = {cloud.times[index]:.4g}", fontsize=9)
+    # Below the panels: a density leaves no corner free.
+    style = axes.legend_style("outside lower left") | {"ncols": 2, "fontsize": 9, "markerscale": 3}
+    figure.legend(*row[0].get_legend_handles_labels(), **style)
+    if isinstance(run, xr.Dataset):
+        figure.suptitle(_headline(run, 42 * columns, 0).split("\n")[0], fontsize=10)
+    return figure
+
+
+def _against_floor(run: xr.Dataset | xr.DataArray, limit: Any, distance: xr.DataArray | None, ax: Axes) -> None:
+    if distance is None:
+        n = run.sizes["time"]
+        chosen = sorted({round(k) for k in np.linspace(0, n - 1, min(n, MEASURED))})
+        distance = to_law(run.isel(time=chosen), limit)
+    curve, floor = curves.of_replicas(distance, "time", "limit"), curves.floor(distance)
+    if floor is None:
+        raise ValueError("limit: the distance has no coordinate `floor`; pass what wasserstein.to_law returns.")
+    curves.draw_replicas(ax, distance.sortby("time"), curve, floor)
+    ax.set_title("distance to the limit", fontsize=9)
+    axes.finish(ax, axes.title(distance["time"]), axes.with_units("W₂", distance.attrs.get("units")), "best")
 
 
 def paths(
@@ -378,6 +453,7 @@ def animate(
         )
     figure = Figure(figsize=(4.8, 3.6), layout="constrained")
     ax = figure.add_subplot()
+    law = limits.pooled(law, run, replica)
     draw = (animations.on_a_line if cloud.dim == 1 else animations.in_the_plane)(cloud, law, ax)
 
     def show(index: int) -> None:

@@ -24,10 +24,22 @@ import xarray as xr
 from mfsde import EmpiricalMeasure, Gaussian
 from mfsde.measure import Law, period_lengths
 
-from . import bures, floor, line, particles
+from . import bures, floor, limits, line, particles
 from .ground import check_metric, squared_distances
 from .labels import apply, described, replicated, threaded
-from .laws import Flow, as_lower_bound, block_over, each, is_gaussian, remembered, times_of
+from .laws import (
+    Flow,
+    Limit,
+    as_lower_bound,
+    block_over,
+    circular_cost,
+    each,
+    even_cells,
+    is_gaussian,
+    remembered,
+    times_of,
+    torus,
+)
 from .laws import to_law as to_law
 from .replicas import count
 from .sinkhorn import sinkhorn_divergence as sinkhorn_divergence
@@ -60,7 +72,7 @@ def distance(a: Any, b: Any, *, p: float = 2.0, metric: str = "euclidean") -> fl
 
     Args:
         a: a sample (N, d) or (N,) (array, tensor, DataArray), an `EmpiricalMeasure` (with its torus), or a law: any law
-            in one dimension, a Gaussian beside a Gaussian (p = 2) above.
+            in one dimension (p = 2 for one on a circle), a Gaussian beside a Gaussian (p = 2) above.
         b: likewise; numbers of points and weights may differ.
         p: the power, >= 1.
         metric: "euclidean" (on the torus of a measure that has a `period`), or "sphere" (great circles).
@@ -291,7 +303,7 @@ def between_replicas(run: xr.Dataset | xr.DataArray, weight: xr.DataArray | None
 
 def debiased(
     run: xr.Dataset | xr.DataArray,
-    reference: xr.Dataset | xr.DataArray | Flow,
+    reference: xr.Dataset | xr.DataArray | Limit,
     *,
     estimator: str = "auto",
     partners: int = 2,
@@ -301,8 +313,9 @@ def debiased(
 
     Args:
         run: a run with R >= 3 replicas.
-        reference: a run with at least as many replicas, at the same times or without `time`; or a Law, or t ↦ Law. Its
-            replicas may share the run's noise (the same seed): only different replicas are compared.
+        reference: a run with at least as many replicas, at the same times or without `time`; or a Law, t ↦ Law, or a
+            Dataset of `mfsde.limit`. A run's replicas may share the run's noise (the same seed): only different
+            replicas are compared.
         estimator: "quantile" (one dimension; exact up to O(1/N²)), "gaussian" (the moments' Bures distance: W₂ for
             Gaussian laws, a lower bound for others), "transport" (the U-statistic of exact distances, for any laws; a
             law is sampled), or "auto": quantile in one dimension, above it gaussian against a Gaussian law, else
@@ -322,13 +335,20 @@ def debiased(
 
     Raises:
         ValueError: fewer than three replicas, labels that differ, particles that are not finite, an estimator that does
-            not apply.
+            not apply, one law for each path of a common noise.
 
     """
     position, weight = _cloud(run, None, "run")
+    if limits.has_paths(reference):
+        raise ValueError(
+            "debiased: the limit has a law for each path of the common noise, and the floor is removed across replicas "
+            "of one law. Use to_law(run, limit), which has the floor beside the distance."
+        )
     target: Any = reference
+    if limits.is_dataset(target):
+        target = limits.as_flow(target)
     masses: xr.DataArray | None = None
-    if not _is_flow(reference):
+    if not _is_flow(target):
         target, masses = _cloud(reference, None, "reference")
     clouds = [z for z in (position, target) if isinstance(z, xr.DataArray)]
     d, r = position.sizes["component"], position.sizes.get("replica", 1)
@@ -340,7 +360,7 @@ def debiased(
     to_gaussian = _is_flow(target) and is_gaussian(target, position)
     estimator = _chosen(estimator, to_gaussian, d, is_euclidean and weight is None and masses is None)
     distances = partial(_batch, power=2.0, metric=metric, period=period)
-    how = floor.Debiasing(estimator, floor.pairing(r, partners), distances, remembered(line.even_cells))
+    how = floor.Debiasing(estimator, floor.pairing(r, partners), distances, remembered(even_cells))
     if estimator == "transport":
         times = math.prod(s for k, s in position.sizes.items() if k not in ("replica", "particle", "component"))
         _announce(n, n, d, 4 * len(how.pairs) * times)
@@ -417,7 +437,7 @@ def _debiased_from_law(
 
     found: tuple[xr.DataArray, ...] = apply(
         # Programs have threads of their own, as many as memory allows.
-        block_over(each(one), law, d, 3, workers=1 if how.estimator == "transport" else None),
+        block_over(each(one), law, d, 3, lengths=torus(position), workers=1 if how.estimator == "transport" else None),
         times_of(position, law),
         *arrays,
         input_core_dims=[[], *cores],
@@ -605,9 +625,11 @@ def _root(cost: float, p: float) -> float:
 def _law_distance(a: Any, b: Any, p: float, metric: str) -> float:
     if metric != "euclidean":
         raise ValueError(f"distance: a law has no distance in metric {metric!r}; sample it (law.sample(n)).")
+    if isinstance(a, Law) and isinstance(b, Law) and a.dim != b.dim:
+        raise ValueError(f"distance: dimensions differ, {a.dim} and {b.dim}.")
+    if any(isinstance(z, Law) and limits.circles(z) is not None for z in (a, b)):
+        return _circular_law_distance(a, b, p)
     if isinstance(a, Law) and isinstance(b, Law):
-        if a.dim != b.dim:
-            raise ValueError(f"distance: dimensions differ, {a.dim} and {b.dim}.")
         if isinstance(a, Gaussian) and isinstance(b, Gaussian) and p == 2:
             return gaussian_distance(*floor.law_moments(a), *floor.law_moments(b))
         if a.dim == 1:
@@ -623,6 +645,23 @@ def _law_distance(a: Any, b: Any, p: float, metric: str) -> float:
     if _common_period(sample, sample) is not None:
         raise ValueError("distance: a measure on a torus and a law on the line do not compare; sample the law.")
     return _root(line.law_cost(x[:, 0].astype(np.float64), w, law, p), p)
+
+
+def _circular_law_distance(a: Any, b: Any, p: float) -> float:
+    """W₂ to a law on a circle. A plain sample lives on the law's circle."""
+    other, law = (a, b) if isinstance(b, Law) and limits.circles(b) is not None else (b, a)
+    own = limits.circles(law)
+    theirs = limits.circles(other) if isinstance(other, Law) else _common_period(other, other) or own
+    if p != 2 or law.dim != 1 or own is None or theirs is None or not np.allclose(own, theirs, rtol=1e-9, atol=0):
+        raise ValueError(
+            f"distance: to a law on a torus W₂ is computed in one dimension, from laws and samples on the same circle; "
+            f"got p = {p:g}, a law on one of lengths {own} and the other on {theirs}. Sample the law (law.sample(n))."
+        )
+    if isinstance(other, Law):
+        return _root(circular_cost(other, law, own[0]), 2)
+    x, w = _atoms(other, "the sample")
+    _check_points(x, np.zeros((1, 1)))
+    return _root(circular_cost((x[:, 0].astype(np.float64), w), law, own[0]), 2)
 
 
 def _common_period(a: Any, b: Any) -> Lengths:
