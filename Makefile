@@ -9,7 +9,7 @@ TYPED = build/typed
 SOURCES = mfsde scenarios analysis examples benchmarks tests setup.py
 
 .DEFAULT_GOAL = help
-.PHONY: help env demo demo-small examples coverage test lint format bench clean
+.PHONY: help env demo demo-small examples orders coverage test lint format bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,7 +29,7 @@ demo-small: $(STAMP)  ## the same in a few seconds
 
 examples: $(STAMP)  ## run every example in its short form, into runs/examples
 	mkdir -p runs/examples
-	for name in rates chaos entropy plots; do $(BIN)/python examples/$$name.py --small --folder runs/examples || exit 1; done
+	for name in rates chaos entropy plots limit; do $(BIN)/python examples/$$name.py --small --folder runs/examples || exit 1; done
 	$(BIN)/python examples/theory.py --small
 	cd runs/examples && MPLBACKEND=agg $(CURDIR)/$(BIN)/python $(CURDIR)/examples/convergence.py
 
@@ -50,6 +50,9 @@ format: $(STAMP)  ## let ruff rewrite the sources
 
 bench: $(STAMP)  ## measure speed and memory, print a table, write build/bench.json
 	$(BIN)/python -m benchmarks
+
+orders: $(STAMP)  ## the orders of the limit's schemes, as the tables of docs/limit.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.orders
 
 coverage: $(STAMP)  ## what the 95 % intervals of rates cover, over hundreds of repeats (about half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage
