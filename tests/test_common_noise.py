@@ -141,7 +141,7 @@ def test_on_a_circle_the_law_is_turned_by_the_path():
         ({}, TypeError, "pass dt= and seed="),
         ({"dt": DT}, TypeError, "pass dt= and seed="),
         ({"dt": DT, "seed": 1, "noise": Noise(2)}, ValueError, "contradicts"),
-        ({"dt": 0.3, "seed": 1}, ValueError, "whole numbers of steps"),
+        ({"dt": 0.3, "seed": 1}, ValueError, "whole number of steps"),
         ({"dt": -0.1, "seed": 1}, ValueError, "positive"),
         ({"dt": DT, "seed": 1, "method": "bdf"}, ValueError, "stepped by 'euler'"),
         ({"dt": DT, "seed": 1, "n_replicas": 0}, ValueError, "n_replicas"),
@@ -170,3 +170,12 @@ def test_walls_planes_and_crossing_paths_are_refused():
         fokker_planck(Flat(), None, [1.0], dt=DT, seed=1)
     with pytest.raises(ValueError, match="across one another"):
         fokker_planck(replace(Shared(), waves=30.0), None, [1.0], dt=0.5, seed=1, n_nodes=65)
+
+
+def test_a_grid_that_the_mass_leaves_on_some_path_is_refused():
+    with pytest.raises(ValueError, match="on some path at some time"):
+        fokker_planck(Shared(), np.linspace(-0.2, 0.2, 41), [1.0], dt=DT, seed=SEED)
+    with pytest.raises(ValueError, match="σ = 0"):
+        fokker_planck(replace(Shared(), sigma=0.0), None, [1.0], dt=DT, seed=SEED)
+    with pytest.raises(ValueError, match="energies"):
+        fokker_planck(Shared(), None, [1.0], dt=DT, seed=SEED, energies=True)

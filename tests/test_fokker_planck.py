@@ -347,8 +347,9 @@ def test_on_the_plane_independent_components_stay_independent():
     product = np.multiply.outer(lines[0].density.values[0], lines[1].density.values[0])
     assert limit.density.dims == ("time", "x", "y")
     assert np.abs(limit.density.values[0] - product).max() < 2e-3 * product.max()
-    for name in ("energy", "free_energy", "dissipation"):
-        assert float(limit[name][0]) == pytest.approx(sum(float(line[name][0]) for line in lines), rel=4e-3)
+    # The dissipation needs the slope of the density, which these nodes know to some per cent.
+    for name, accuracy in (("energy", 4e-3), ("free_energy", 4e-3), ("dissipation", 0.1)):
+        assert float(limit[name][0]) == pytest.approx(sum(float(line[name][0]) for line in lines), rel=accuracy)
 
 
 @dataclass(frozen=True)
@@ -672,3 +673,125 @@ def test_a_coefficient_that_is_not_finite_on_the_grid_is_named():
 
     with pytest.raises(ValueError, match="not finite"):
         fokker_planck(Singular(), np.linspace(0, 10, 101), [0.1])
+
+
+# What a grid can hide -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """dX = (1 - X) dt + ½X dW, through the point 0 where σ vanishes: E X = 1 + (E X₀ - 1) e^{-t}."""
+
+    def drift(self, t, x, mu):
+        return 1 - x
+
+    def diffusion(self, t, x, mu):
+        return 0.5 * x
+
+    def initial(self):
+        return mfsde.Gaussian([-1.0], [[0.01]])
+
+
+def test_a_node_where_sigma_vanishes_holds_nothing_back():
+    limit = fokker_planck(Geometric(), np.linspace(-4, 6, 501), TIMES)
+    wanted = 1 - 2 * np.exp(-TIMES)
+    gap = np.abs(limit["mean"].values[:, 0] - wanted)
+    # Next to 0 the cells are too large for the drift: of first order, and the estimate says so.
+    assert '"order":1' in limit.attrs["settings"]
+    assert (gap < 2 * limit.mean_error.values[:, 0] + 1e-12).all()
+    assert gap.max() < 0.03
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Oblique Brownian motion on a circle times an interval: the uniform law stays."""
+
+    period: ClassVar[tuple] = (1.0, None)
+
+    def drift(self, t, x, mu):
+        return torch.zeros_like(x)
+
+    def diffusion(self, t, x, mu):
+        return x.new_tensor(np.linalg.cholesky([[1.0, 0.5], [0.5, 1.0]]))[None, None]
+
+    def project(self, x):
+        return torch.stack([torch.remainder(x[..., 0], 1.0), 1 - (1 - x[..., 1].abs()).abs()], -1)
+
+    def initial(self):
+        return mfsde.Uniform([0.0, 0.0], [1.0, 1.0])
+
+
+def test_an_oblique_diffusion_is_reflected_at_a_wall():
+    limit = fokker_planck(Strip(), None, [1.0], n_nodes=15)
+    assert limit.density.values[-1] == pytest.approx(np.ones((15, 15)), abs=1e-9)
+
+
+@pytest.mark.parametrize("start", [mfsde.Gaussian([2.0], [[1e-7]]), mfsde.Uniform(1.93, 2.07), mfsde.Dirac(2.0)])
+def test_the_mean_of_a_law_narrower_than_a_cell_is_kept(start):
+    @dataclass(frozen=True)
+    class Narrow(MeanFieldOU):
+        def initial(self):
+            return start
+
+    limit = fokker_planck(Narrow(), np.linspace(-3.03, 5.0, 61), [0.0, 1.0])
+    assert float(limit["mean"][0, 0]) == pytest.approx(2.0, abs=1e-6)
+    assert float(limit["mean"][1, 0]) == pytest.approx(2 * math.exp(-1), abs=1e-4)
+
+
+def test_an_atom_far_away_is_not_dropped():
+    points = torch.cat(
+        [torch.randn(999, 1, generator=torch.Generator().manual_seed(0)), torch.tensor([[50.0]])]
+    ).double()
+
+    @dataclass(frozen=True)
+    class Cloud(MeanFieldOU):
+        def initial(self):
+            return mfsde.EmpiricalMeasure(points)
+
+    limit = fokker_planck(Cloud(), None, [0.0])
+    assert float(limit["mean"][0, 0]) == pytest.approx(float(points.mean()), abs=1e-9)
+
+
+def test_an_energy_that_the_drift_descends_at_one_law_only_is_no_free_energy():
+    @dataclass(frozen=True)
+    class Leaning(DoubleWell):
+        """The drift has an attraction that the energy has not: they agree where the mean is zero."""
+
+        initial_mean: tuple = (0.0,)
+
+        def drift(self, t, x, mu):
+            return super().drift(t, x, mu) + mu.mean()
+
+    assert "free_energy" not in fokker_planck(Leaning(), None, [0.1], n_nodes=65)
+
+    @dataclass(frozen=True)
+    class Ageing(DoubleWell):
+        def drift(self, t, x, mu):
+            return (1 + t) * super().drift(t, x, mu)
+
+    assert "free_energy" not in fokker_planck(Ageing(), None, [0.1], n_nodes=65)
+
+
+def test_the_mean_on_a_circle_does_not_depend_on_the_spacing():
+    for n in (33, 65):
+        limit = fokker_planck(replace(Turning(), v=0.0), np.linspace(0, TURN, n), [40.0])
+        assert float(limit["mean"][0, 0]) == pytest.approx(math.pi, abs=1e-4)
+
+
+def test_a_circle_may_begin_anywhere_and_a_law_go_round_it_many_times():
+    @dataclass(frozen=True)
+    class Centred(Turning):
+        def project(self, x):
+            return torch.remainder(x + math.pi, TURN) - math.pi
+
+        def initial(self):
+            return mfsde.Gaussian([25.0], [[30.0]])
+
+    limit = fokker_planck(Centred(), None, [0.0], n_nodes=65)
+    assert limit.x.values[0] == pytest.approx(-math.pi)
+    assert np.ptp(limit.density.values) < 1e-6
+
+
+def test_settings_of_a_common_noise_are_refused_without_one():
+    with pytest.raises(TypeError, match="no common_diffusion"):
+        fokker_planck(OU, None, [1.0], seed=1)

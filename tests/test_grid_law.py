@@ -150,6 +150,13 @@ def test_a_density_of_zeros_far_out_has_a_log_density_of_minus_infinity_there():
     assert float(law.log_prob(torch.tensor([[99.0]], dtype=torch.float64))) == -math.inf
 
 
+def test_a_hole_carries_nothing():
+    x = np.linspace(0, 4, 41)
+    law = GridLaw(x, ((x <= 1) | (x >= 3)).astype(float))
+    at = torch.tensor([[2.0], [0.5], [1.0], [3.55]], dtype=torch.float64)
+    assert law.log_prob(at).isfinite().tolist() == [False, True, True, True]
+
+
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_law_on_a_circle(closed):
     x = np.linspace(0, TURN, 201)[: 201 if closed else 200]

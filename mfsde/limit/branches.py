@@ -13,7 +13,8 @@ from scipy import linalg, optimize
 
 from .. import provenance
 from ..measure import EmpiricalMeasure
-from ..model import fields, replaced, scenario_name
+from ..model import numeric_fields, replaced, scenario_name
+from . import richardson
 from .coefficients import Coefficients
 from .gibbs import NODES, Problem, StationaryLaw, gibbs, starting
 from .grid import Array, Grid
@@ -56,8 +57,8 @@ def critical(
     """
     _check_field(scenario, over)
 
-    def excess(value: float) -> float:
-        return gibbs(replaced(scenario, {over: value}), start=start, n_nodes=n_nodes).feedback - 1.0
+    def excess(value: float, n: int | None = n_nodes) -> float:
+        return gibbs(replaced(scenario, {over: value}), start=start, n_nodes=n).feedback - 1.0
 
     ends = excess(low), excess(high)
     if not ends[0] * ends[1] <= 0:
@@ -66,7 +67,14 @@ def critical(
             f"at {over} = {high:g}, on the same side of 1: no critical value is known to lie between. Choose another "
             "interval, or another start= (the law that loses its stability)."
         )
-    return float(optimize.brentq(excess, low, high, xtol=1e-13, rtol=1e-13))
+    found = float(optimize.brentq(excess, low, high, xtol=1e-13, rtol=1e-13))
+    law = gibbs(replaced(scenario, {over: found}), start=start, n_nodes=n_nodes)
+    if law.is_spectral:
+        return found
+    # At walls and with a current the law is of second order; two grids make it one of fourth.
+    finer = 2 * law.grid.shape[0] - 1
+    sharp = float(optimize.brentq(lambda v: excess(v, finer), low, high, xtol=1e-13, rtol=1e-13))
+    return float(richardson.extrapolated(np.array(found), np.array(sharp)))
 
 
 def branch(
@@ -107,6 +115,8 @@ def branch(
 
     """
     _check_field(scenario, over)
+    if not low != high:
+        raise ValueError(f"branch: low = high = {low!r}; expected an interval of {over} to follow the law over.")
     family = Family.over(scenario, over, float(low), float(high), start, grid, n_nodes)
     points = family.followed()
     events = [value for k in range(len(points) - 1) for value in family.events(points[k], points[k + 1])]
@@ -330,11 +340,8 @@ class Family:
 
 
 def _check_field(scenario: Any, over: str) -> None:
-    own = fields(scenario)
-    if not isinstance(own.get(over), (int, float)) or isinstance(own[over], bool):
-        numbers = [
-            name for name, value in own.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
-        ]
+    numbers = numeric_fields(scenario)
+    if over not in numbers:
         raise TypeError(
             f"{scenario_name(scenario)} has no numeric field {over!r}; expected one of {', '.join(numbers)}."
         )

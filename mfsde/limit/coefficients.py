@@ -102,20 +102,22 @@ class Coefficients:
         """Whether positions are moved back into a domain."""
         return self._equation.has_projection
 
-    def is_gradient_flow(self, points: Array, mu: EmpiricalMeasure) -> bool:
-        """Whether b = -(D_mF + T ∇U), T = σ²/2, and a = σ² I hold at points (n, d), for the law mu and at t = 0."""
-        sigma = getattr(self.scenario, "sigma", None)
-        energy = getattr(self.scenario, "energy", None)
-        if not isinstance(energy, Energy) or not isinstance(sigma, (int, float)) or sigma <= 0:
+    def is_gradient_flow(self, points: Array, laws: list[EmpiricalMeasure], times: tuple[float, ...] = (0.0,)) -> bool:
+        """Whether b = -(D_mF + T ∇U), T = σ²/2, and a = σ² I hold at points (n, d), for all the laws and times."""
+        energy, sigma = getattr(self.scenario, "energy", None), getattr(self.scenario, "sigma", None)
+        if not isinstance(energy, Energy) or sigma is None or not float(sigma) > 0:
             return False
-        a = self.covariance(0.0, points, mu)
+        return all(self._descends(energy, float(sigma), t, points, mu) for t in times for mu in laws)
+
+    def _descends(self, energy: Energy, sigma: float, t: float, points: Array, mu: EmpiricalMeasure) -> bool:
+        a = self.covariance(t, points, mu)
         if a.ndim != 2 or np.abs(a - sigma**2).max() > SAME * sigma**2:
             return False
         # An energy sees a measure, not the law that a drift lives in.
         plain = EmpiricalMeasure(mu.points, mu.weights, period=mu.period)
         x = torch.from_numpy(points)
         slope = energy.intrinsic_derivative(plain, x) + 0.5 * sigma**2 * confinement_gradient(self.scenario, x)
-        b = self.drift(0.0, points, mu)
+        b = self.drift(t, points, mu)
         return bool(np.abs(b + slope.numpy()).max() <= SAME * max(1.0, float(np.abs(b).max())))
 
     def _checked(self, values: Array, method: str, t: float) -> Array:

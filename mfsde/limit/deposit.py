@@ -12,7 +12,10 @@ from ..measure import EmpiricalMeasure, Law
 from .grid import Array, Grid
 
 RESOLVED = 1e-6  # disagreement of the trapezoidal rule with mass 1, on the grid and on every second node of it
-INSIDE = 16  # points on a side of every cell over which an unresolved density on the plane is averaged
+EVEN = {1: 1 << 15, 2: 1 << 9}  # levels of each variate, by their number
+FARTHEST = 9.0  # deviations beyond which a copy of a law is not seen on a circle
+MOST_TURNS = 64
+ROUNDING = 1e-12  # mass of atoms that may seem to be outside
 OUTSIDE = 1e-4  # mass that a grid may miss
 
 
@@ -20,39 +23,58 @@ def deposit(start: Law | EmpiricalMeasure, grid: Grid) -> Array:
     """Masses of the nodes for a law, of the grid's shape and summing to 1.
 
     A smooth density that the grid resolves is taken at the nodes, where the trapezoidal rule integrates it to
-    spectral accuracy. Otherwise cells get their probability (on the line by the distribution function, on the plane by
-    averaging the density), and atoms are shared by the nodes around them, so that the mean stays exact.
+    spectral accuracy. Another law is represented by many atoms, even in its variates, and an atom is shared by the
+    nodes around it, linear in its place, so that means stay exact.
 
     Raises:
-        ValueError: more than 1e-4 of the mass lies outside the grid; the law has neither atoms, density nor quantiles.
+        ValueError: more than 1e-4 of the mass (of an empirical measure: any of it) lies outside the grid; a law that is
+            singular along some direction only.
 
     """
     if isinstance(start, EmpiricalMeasure):
-        return _atoms(start.points.double().numpy(), start.weights.double().numpy(), grid)
+        weights = start.weights.double().numpy()
+        return _atoms(start.points.double().numpy(), weights / weights.sum(), grid, ROUNDING)
     if not bool((torch.diagonal(start.cov) > 0).all()):  # type: ignore[attr-defined]
         if bool((start.cov != 0).any()):  # type: ignore[attr-defined]
             raise ValueError(
                 "the initial law has no spread along one direction and some along another: it has neither atoms nor a "
                 "density. Give it a small variance there."
             )
-        return _atoms(start.mean.numpy()[None], np.ones(1), grid)  # type: ignore[attr-defined]
+        return _atoms(start.mean.numpy()[None], np.ones(1), grid, ROUNDING)  # type: ignore[attr-defined]
     density = _density(start, grid)
     if density is not None and _is_resolved(density, grid):
         mass = density * grid.widths
-    elif grid.dim == 1:
-        mass = _cells(start, grid)
+        normalised: Array = mass / mass.sum()
+        return normalised
+    points = _even(start)
+    return _atoms(points, np.full(len(points), 1 / len(points)), grid, OUTSIDE)
+
+
+def _even(start: Law) -> Array:
+    """Points of a law at even levels of its variates, of equal mass; of many variates at Sobol points.    (n, d)."""
+    q = start.n_variates
+    if q > 2:
+        unit = torch.quasirandom.SobolEngine(q, scramble=True, seed=0).draw(1 << 18, dtype=torch.float64)
+        unit = unit.clamp(1e-12, 1 - 1e-12)
     else:
-        mass = _averages(start, grid)
-    _check_inside(float(mass.sum()), grid)
-    normalised: Array = mass / mass.sum()
-    return normalised
+        levels = (torch.arange(EVEN[q], dtype=torch.float64) + 0.5) / EVEN[q]
+        unit = torch.cartesian_prod(*[levels] * q).reshape(-1, q)
+    points: Array = start.from_variates(torch.special.ndtri(unit)).numpy()
+    return points
 
 
 def _density(start: Any, grid: Grid) -> Array | None:
     """The density at the nodes, summed over the turns of a torus; None where the law has none."""
     if not hasattr(start, "log_prob"):
         return None
-    turns = [(-2, -1, 0, 1, 2) if axis.is_circle else (0,) for axis in grid.axes]
+    mean, wide = start.mean.numpy(), np.sqrt(np.diagonal(start.cov.numpy()))
+    turns = []
+    for axis, m, s in zip(grid.axes, mean, wide, strict=True):
+        # Every copy that reaches the circle; a law that is wider than many turns is represented by atoms.
+        low, high = (np.floor((m + side * FARTHEST * s - axis.nodes[0]) / axis.length) for side in (-1, 1))
+        if axis.is_circle and high - low > MOST_TURNS:
+            return None
+        turns.append(range(int(low), int(high) + 1) if axis.is_circle else range(1))
     sides = np.array([axis.length if axis.is_circle else 0.0 for axis in grid.axes])
     values = np.zeros(len(grid.points))
     for turn in itertools.product(*turns):
@@ -69,50 +91,7 @@ def _is_resolved(density: Array, grid: Grid) -> bool:
     return all(e < RESOLVED for e in [*errors, *([abs(float(coarse.integral(thinned)) - 1.0)] if even else [])])
 
 
-def _cells(start: Any, grid: Grid) -> Array:
-    """Probabilities of the cells on a line or circle."""
-    axis = grid.axes[0]
-    if axis.is_circle:
-        left = axis.nodes - np.roll(axis.gaps, 1) / 2
-        edges = np.append(left, left[0] + axis.length)
-        levels = sum(_cdf(start, edges + turn * axis.length) for turn in (-2, -1, 0, 1, 2))
-        found: Array = np.diff(levels)
-        return found
-    middles = axis.nodes[:-1] + axis.gaps / 2
-    levels = _cdf(start, np.concatenate([axis.nodes[:1], middles, axis.nodes[-1:]]))
-    cells: Array = np.diff(levels)
-    return cells
-
-
-def _cdf(start: Any, x: Array) -> Array:
-    if not hasattr(start, "cdf"):
-        raise ValueError(
-            f"a {type(start).__name__} has neither log_prob nor cdf; the limit needs one to start from it."
-        )
-    levels: Array = start.cdf(torch.from_numpy(x)).numpy()
-    return levels
-
-
-def _averages(start: Any, grid: Grid) -> Array:
-    """Masses of the cells on the plane, by the midpoint rule inside each."""
-    if not hasattr(start, "log_prob"):
-        raise ValueError(f"a {type(start).__name__} has no log_prob; on a plane the limit needs one to start from it.")
-    shares = (np.arange(INSIDE) + 0.5) / INSIDE
-    rows = []
-    for axis in grid.axes:
-        before, after = (np.roll(axis.gaps, 1), axis.gaps) if axis.is_circle else (
-            np.concatenate([[0.0], axis.gaps]), np.concatenate([axis.gaps, [0.0]])
-        )  # fmt: skip
-        left = axis.nodes - before / 2
-        rows.append((left[:, None] + shares * ((before + after) / 2)[:, None]).ravel())
-    fine = np.stack([m.ravel() for m in np.meshgrid(*rows, indexing="ij")], -1)
-    values = start.log_prob(torch.from_numpy(fine)).exp().numpy()
-    nx, ny = grid.shape
-    masses: Array = values.reshape(nx, INSIDE, ny, INSIDE).mean((1, 3)) * grid.widths
-    return masses
-
-
-def _atoms(points: Array, weights: Array, grid: Grid) -> Array:
+def _atoms(points: Array, weights: Array, grid: Grid, outside: float) -> Array:
     """Each atom's mass on the nodes around it, linear in its place.    (n, d), (n,)."""
     mass = np.zeros(grid.shape)
     corners = []
@@ -125,7 +104,7 @@ def _atoms(points: Array, weights: Array, grid: Grid) -> Array:
         low = np.clip(np.searchsorted(axis.nodes, x, side="right") - 1, 0, len(axis.gaps) - 1)
         share = np.clip((x - axis.nodes[low]) / axis.gaps[low], 0.0, 1.0)
         corners.append(((low, 1 - share), ((low + 1) % n, share)))
-    _check_inside(float(weights[inside].sum()), grid)
+    _check_inside(float(weights[inside].sum()), grid, outside)
     kept = weights * inside
     for corner in itertools.product(*corners):
         np.add.at(mass, tuple(i for i, _ in corner), kept * np.prod([s for _, s in corner], axis=0))
@@ -133,10 +112,10 @@ def _atoms(points: Array, weights: Array, grid: Grid) -> Array:
     return normalised
 
 
-def _check_inside(total: float, grid: Grid) -> None:
-    if abs(total - 1.0) > OUTSIDE:
+def _check_inside(total: float, grid: Grid, outside: float) -> None:
+    if abs(total - 1.0) > outside:
         ends = " × ".join(f"[{axis.nodes[0]:g}, {axis.nodes[-1]:g}]" for axis in grid.axes)
         raise ValueError(
-            f"the grid on {ends} holds {total:.6g} of the initial law's mass instead of 1: it ends too early, or is "
-            "too coarse. Widen or refine it, or pass grid=None to have it chosen."
+            f"the grid on {ends} holds {total:.6g} of the initial law's mass instead of 1: the law reaches beyond it, "
+            "or beyond a wall of the domain. Widen the grid, start inside the domain, or have it chosen (grid=None)."
         )

@@ -75,17 +75,21 @@ def domain_of(scenario: Any, start: Law | EmpiricalMeasure) -> Domain:
             far = inside.copy()
             far[k] = 0.75 * length
             turn[k] = 0.0 if _projected(scenario, far)[k] >= 0 else -0.5 * length
-    _check_box(scenario, inside, low, high)
+    circles = np.array([lengths is not None and length is not None for length in lengths or [None] * d])
+    _check_box(scenario, inside, low, high, circles)
     return Domain(low, high, lengths, turn)
 
 
 def first_box(start: Law | EmpiricalMeasure, domain: Domain) -> tuple[Array, Array]:
     """A box that holds the initial law, inside the walls; an interval or circle as a whole.    (d,), (d,)."""
-    if isinstance(start, Law) and start.dim == 1 and hasattr(start, "quantile"):
+    if isinstance(start, EmpiricalMeasure):
+        points = start.points[start.weights > 0].double().numpy()
+        low, high = points.min(0), points.max(0)
+    elif start.dim == 1 and hasattr(start, "quantile"):
         ends = start.quantile(torch.tensor([LEVEL, 1 - LEVEL], dtype=torch.float64)).numpy()
         low, high = ends[:1], ends[1:]
     else:
-        mu = start.as_measure() if isinstance(start, Law) else start
+        mu = start.as_measure()
         mean = mu.mean()[0].double().numpy()
         reach = DEVIATIONS * np.sqrt(np.diagonal(mu.covariance().double().numpy()))
         low, high = mean - reach, mean + reach
@@ -143,11 +147,13 @@ def _projected(scenario: Any, x: Array) -> Array:
     return moved
 
 
-def _check_box(scenario: Any, inside: Array, low: Array, high: Array) -> None:
+def _check_box(scenario: Any, inside: Array, low: Array, high: Array, circles: Array) -> None:
+    """Refuses domains that are no box: the projection moves a corner. Circles have no corners."""
     corners = [np.where(np.isfinite(end), end, inside) for end in (low, high)]
     mixed = [np.where(np.arange(len(low)) == 0, corners[0], corners[1])] if len(low) == 2 else []
     for corner in [*corners, *mixed]:
-        if np.abs(_projected(scenario, corner) - corner).max() > 1e-6 * max(1.0, float(np.abs(corner).max())):
+        moved = np.where(circles, 0.0, np.abs(_projected(scenario, corner) - corner))
+        if moved.max() > 1e-6 * max(1.0, float(np.abs(corner).max())):
             raise ValueError(
                 f"{scenario_name(scenario)}.project keeps the particles in a domain that is no box (it moves "
                 f"{corner.tolist()}); the limit is computed on intervals, rectangles and tori."

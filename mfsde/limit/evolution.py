@@ -59,17 +59,18 @@ def evolve(
     if hasattr(scenario, "common_diffusion"):
         own: dict[str, Any] = {"dt": dt, "seed": seed, "noise": noise, "n_replicas": n_replicas}
         return fokker_planck(scenario, None, times, n_nodes=n_nodes, **own, **kept)
-    if is_noiseless(scenario):
+    if is_noiseless(scenario, results.checked_times(times)):
         return characteristics(scenario, times, n_nodes=n_nodes, **kept)
     if start.dim > 2:
         return moments(scenario, times, **kept)
     return fokker_planck(scenario, None, times, n_nodes=n_nodes, progress=progress, **kept)
 
 
-def is_noiseless(scenario: Any) -> bool:
-    """Whether σ vanishes at the initial law."""
+def is_noiseless(scenario: Any, times: results.Array) -> bool:
+    """Whether σ vanishes at the initial law, at 0 and at some of the times."""
     start = initial_law(scenario)
     mu = start.as_measure() if isinstance(start, Law) else start
     points, mass = mu.points.double().numpy(), mu.weights.double().numpy()
     coefficients = Coefficients(scenario, points, mass)
-    return not np.any(coefficients.covariance(0.0, points, mu))
+    some = (0.0, float(times[-1]) / 2, float(times[-1]))
+    return not any(np.any(coefficients.covariance(t, points, mu)) for t in some)

@@ -1,13 +1,14 @@
 """The Fokker-Planck operator on a grid: m ↦ -∇·(b m) + ½ ∇²:(a m) as the generator of a Markov chain on its nodes.
 
-Between neighbouring nodes at distance h the flux that is constant and solves J = b m - ½ (a m)' is
+Between neighbouring nodes at distance h the flux that is constant and solves J = (b - ½a') m - ½ a m' is
 
-    J = (B(-P) g_i - B(P) g_{i+1})/h,    g = ½ a m,    P = ∫ 2b/a dx,    B(z) = z/(e^z - 1),
+    J = ½ a (B(-P) m_i - B(P) m_{i+1})/h,    P = ∫ (2b - a')/a dx,    B(z) = z/(e^z - 1),
 
-the scheme of Scharfetter and Gummel; P is a two-point Gauss rule, exact for forces that are cubic polynomials. Jump
-rates are non-negative and what leaves one node arrives at another: solutions keep their sign and their mass. Where a
-constant a makes the equation a gradient flow, discrete equilibria are e^{-∫2b/a} at the nodes exactly. Second order in
-space.
+the scheme of Scharfetter and Gummel, with a on the face, so that a node where σ vanishes holds nothing back. P is a
+two-point Gauss rule, exact for constant a and forces that are cubic polynomials. Jump rates are non-negative and what
+leaves one node arrives at another: solutions keep their sign and their mass. Where a constant a makes the equation a
+gradient flow, discrete equilibria are e^{∫2b/a} at the nodes exactly. Second order in space where |P| is small; where
+it is large, or a = 0, the scheme is the upwind one, of first order.
 
 Source: Scharfetter, Gummel, IEEE Trans. Electron Devices 16 (1969); Chang, Cooper, J. Comput. Phys. 6 (1970); for
 jumps along diagonals Kushner, Dupuis, Numerical Methods for Stochastic Control Problems in Continuous Time (1992),
@@ -29,6 +30,12 @@ from .coefficients import Coefficients
 from .grid import Array, Axis, Grid
 
 GAUSS = np.array([-1.0, 1.0]) / math.sqrt(12.0)  # nodes of the two-point rule, in units of the interval's length
+FAR = 1e3  # a cell Péclet number that stands for every larger one
+POLISHING, POLISH = (
+    3,
+    1e8,
+)  # implicit steps that a null vector is polished by, and their length in units of the fastest rate
+LEAST = 1e-30  # of the maximum: what a stationary density is at least, so that its logarithm exists
 UNEVEN = 1e-6  # relative: gaps that differ more are not even
 SLACK = 1e-9  # relative: a diagonal entry this far below the off-diagonal one is rounding
 
@@ -134,6 +141,19 @@ class FiniteVolumes:
             jumps += self._across(k, i, j, b, a, at_nodes[:, k])
         return Generator(self.size, jumps)
 
+    def peclet(self, t: float, mass: Array) -> float:
+        """The largest over the axes of the mean of |P| over the mass: above two the scheme is upwind there."""
+        drift, spread = self.fields(t, self.grid.measure(mass.reshape(1, *self.grid.shape)))
+        diagonal = spread if spread.ndim == 2 else np.diagonal(spread, axis1=1, axis2=2)
+        found = []
+        for k, (i, j) in enumerate(self._sides):
+            faces = self._slice(k)
+            a = diagonal[self.size :][faces, k].reshape(len(GAUSS), -1)
+            numbers = np.abs(self._exponents(k, i, j, drift[faces, k].reshape(a.shape), a, diagonal[: self.size, k]))
+            shares = mass[i] + mass[j]
+            found.append(float(shares @ np.where((a > 0).all(0), np.minimum(numbers, FAR), FAR) / shares.sum()))
+        return max(found)
+
     def stationary(self, drift: Array, spread: Array) -> Array:
         """The logarithm of the density with A m = 0, up to a constant, (n,).
 
@@ -142,19 +162,23 @@ class FiniteVolumes:
         """
         if self.grid.dim == 1 and not self.grid.axes[0].is_circle:
             diagonal = spread if spread.ndim == 2 else np.diagonal(spread, axis1=1, axis2=2)
-            at_nodes, rest = diagonal[: self.size, 0], diagonal[self.size :, 0].reshape(len(GAUSS), -1)
-            if not (rest > 0).all() or not (at_nodes > 0).all():
+            a = diagonal[self.size :, 0].reshape(len(GAUSS), -1)
+            if not (a > 0).all():
                 raise ValueError(
-                    f"{self.coefficients.name}: σ vanishes on the grid, where no stationary density exists."
+                    f"{self.coefficients.name}: σ vanishes between nodes, and no stationary density is known there."
                 )
-            rises = self._gaps[0] * (2 * drift[:, 0].reshape(len(GAUSS), -1) / rest).mean(0)
-            summed: Array = np.concatenate([[0.0], np.cumsum(rises)]) - np.log(at_nodes)
+            (i, j), b = self._sides[0], drift[:, 0].reshape(len(GAUSS), -1)
+            rises = self._exponents(0, i, j, b, a, diagonal[: self.size, 0])
+            summed: Array = np.concatenate([[0.0], np.cumsum(rises)])
             return summed
-        system = self.assembled(drift, spread).matrix().tolil()
+        chain = self.assembled(drift, spread)
+        system = chain.matrix().tolil()
         system[0, :] = 1.0
-        mass = splu(system.tocsc()).solve(np.eye(1, self.size)[0])
-        with np.errstate(divide="ignore"):
-            found: Array = np.log(np.maximum(mass, 0.0) / self.grid.widths.ravel())
+        mass = np.maximum(splu(system.tocsc()).solve(np.eye(1, self.size)[0]), 0.0)
+        # The null vector is known to rounding of its maximum; implicit steps know its tails.
+        for _ in range(POLISHING):
+            mass = chain.implicit_step(mass / mass.sum(), POLISH / float(chain.rate.max()))
+        found: Array = np.log(np.maximum(mass, LEAST * mass.max()) / self.grid.widths.ravel())
         return found
 
     def _slice(self, k: int) -> slice:
@@ -165,14 +189,19 @@ class FiniteVolumes:
     def _across(self, k: int, i: Array, j: Array, b: Array, a: Array, at_nodes: Array) -> list[Jumps]:
         """Jumps between neighbours along axis k, from b and a at the Gauss points (2, faces) and a at the nodes."""
         gap, (from_i, from_j) = self._gaps[k], self._widths[k]
-        noisy = (a > 0).all(0)
-        peclet = gap * np.divide(2 * b, a, out=np.zeros_like(b), where=a > 0).mean(0)
-        rise, fall = bernoulli(-peclet), bernoulli(peclet)
+        noisy, strength = (a > 0).all(0), a.mean(0) / (2 * gap)
+        peclet = self._exponents(k, i, j, b, a, at_nodes)
         # Without noise the flux is carried by the flow alone, from the node upstream.
-        push, pull = np.maximum(b.mean(0), 0.0), np.maximum(-b.mean(0), 0.0)
-        up = np.where(noisy, rise * at_nodes[i] / (2 * gap), push) / from_i
-        down = np.where(noisy, fall * at_nodes[j] / (2 * gap), pull) / from_j
+        flow = b.mean(0) - (at_nodes[j] - at_nodes[i]) / (2 * gap)
+        up = np.where(noisy, bernoulli(-peclet) * strength, np.maximum(flow, 0.0)) / from_i
+        down = np.where(noisy, bernoulli(peclet) * strength, np.maximum(-flow, 0.0)) / from_j
         return [Jumps(i, j, up), Jumps(j, i, down)]
+
+    def _exponents(self, k: int, i: Array, j: Array, b: Array, a: Array, at_nodes: Array) -> Array:
+        """P = ∫ (2b - a')/a dx over the faces across axis k, (faces,); 0 where a vanishes."""
+        force = 2 * b * self._gaps[k] - (at_nodes[j] - at_nodes[i])
+        exponents: Array = np.divide(force, a, out=np.zeros_like(b), where=a > 0).mean(0)
+        return exponents
 
     def _crossed(self, spread: Array, diagonal: Array) -> tuple[list[Jumps], Array]:
         """Jumps along the diagonals of cells for a_xy, and what they leave to the axes."""
@@ -236,15 +265,24 @@ def _diagonals(index: Array, grid: Grid) -> list[tuple[float, list[tuple[Array, 
         if np.ptp(axis.gaps) > UNEVEN * axis.gaps.mean():
             raise ValueError("an off-diagonal diffusion needs evenly spaced nodes on both axes; take numpy.linspace.")
     found = []
+    places = np.indices(grid.shape)
     for sign in (1, -1):
         pairs = []
         for step in (1, -1):
-            target = np.roll(index, (-step, -sign * step), (0, 1))
-            inside = np.ones(grid.shape, dtype=bool)
-            for k, (axis, move) in enumerate(zip(grid.axes, (step, sign * step), strict=True)):
-                if not axis.is_circle:
-                    edge = np.arange(grid.shape[k]) != (grid.shape[k] - 1 if move > 0 else 0)
-                    inside &= edge[:, None] if k == 0 else edge[None]
-            pairs.append((index[inside], target[inside]))
+            moved = [
+                _folded(place + move, axis)
+                for place, move, axis in zip(places, (step, sign * step), grid.axes, strict=True)
+            ]
+            pairs.append((index.ravel(), index[tuple(moved)].ravel()))
         found.append((float(sign), pairs))
     return found
+
+
+def _folded(place: Array, axis: Axis) -> Array:
+    """Places one step on: round a circle, and back from a wall, which reflects along its normal."""
+    n = len(axis.nodes)
+    if axis.is_circle:
+        return place % n
+    last = n - 1
+    folded: Array = last - np.abs(last - np.abs(place))
+    return folded

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from ..energy import Energy
@@ -17,7 +16,7 @@ from ..measure import EmpiricalMeasure, Law
 from ..model import scenario_name
 from ..noise import Noise
 from ..progress import Progress
-from . import results, stochastic
+from . import results, richardson, stochastic
 from .coefficients import check_dimension, initial_law
 from .domain import Domain, domain_of
 from .grid import Array, Grid
@@ -27,8 +26,7 @@ from .level import Level, support
 RTOL = {1: 1e-8, 2: 1e-6}
 NODES = {1: 513, 2: 129}  # on each axis, where the grid is chosen here; its refinement has twice as many
 LEAKING = 1e-4  # mass at the open end of a grid that is an error
-EXTRAPOLATED = 1e-12  # density, relative to its maximum, from which two grids are combined
-LARGEST_CORRECTION = 0.5  # of the logarithm of a density
+UPWIND = 2.0  # cell Péclet number, averaged over the mass, from which the scheme is of first order
 
 
 def fokker_planck(
@@ -76,9 +74,11 @@ def fokker_planck(
 
     Returns:
         Dataset over `time`: `density(time, x)` (or (time, x, y); with common noise (time, replica, x)), nodal, of
-        trapezoid mass 1; its `error`, that of the refinement by Richardson, an upper estimate for the combined
-        density; `mean`, `covariance` and their `_error`; `residual` = ‖∂_t m‖_{L¹}; `tail`, the mass near open ends
-        of the grid; energies. Usable as the law of `wasserstein.to_law`, `decoupled` and the plots.
+        trapezoid mass 1; `error` in space, that of the solution on the refinement by Richardson, usually much larger
+        than that of the combination; `mean`, `covariance` and their `_error`; `residual` = ‖∂_t m‖_{L¹}; `tail`, the
+        mass near open ends of the grid; energies. Where cells are too large for the drift the scheme is of first order:
+        nothing is combined, and the estimate is that of order one (`order` in the settings). Usable as the law of
+        `wasserstein.to_law`, `decoupled` and the plots.
 
     Raises:
         TypeError, ValueError: bad input; more than two dimensions; mass that leaves the grid; a law that no grid holds.
@@ -93,8 +93,14 @@ def fokker_planck(
     check_dimension(scenario, start.dim)
     domain = domain_of(scenario, start)
     if hasattr(scenario, "common_diffusion"):
-        path = stochastic.Path.checked(scenario, start.dim, dt, seed, noise, n_replicas, times, method)
+        _check_common(energies, grid, n_nodes)
+        path = stochastic.Paths.checked(scenario, start.dim, dt, seed, noise, n_replicas, times, method)
         return stochastic.solve(scenario, start, domain, grid, times, n_nodes, path, extrapolate, store, overwrite)
+    if seed is not None or noise is not None or n_replicas != 1:
+        raise TypeError(
+            f"{scenario_name(scenario)} has no common_diffusion: its limit is one law, without seed, noise or "
+            "n_replicas."
+        )
     stepping = _stepping(method, RTOL[start.dim] if rtol is None else rtol, atol, dt, times)
     chosen = _grid(scenario, start, domain, grid, times, n_nodes)
     with Progress(f"limit of {scenario_name(scenario)}", 0, 2 * len(times), progress, "time") as bar:
@@ -103,10 +109,10 @@ def fokker_planck(
             for level, done in ((chosen, 0), (chosen.refined(), len(times)))
         )
     wanted = start.dim == 1 if energies is None else energies
-    series = _series(coarse, fine, extrapolate, wanted)
+    series = _series(coarse, fine, times, extrapolate, wanted)
     settings = {
         "method": stepping.method, "rtol": stepping.rtol, "atol": atol, "dt": dt, "extrapolate": extrapolate,
-        "nodes": list(chosen.shape),
+        "nodes": list(chosen.shape), "order": order_of(fine),
     }  # fmt: skip
     coords = {**results.axis_coordinates(chosen), **results.component_coordinate(start.dim)}
     return results.dataset(scenario, times, series, coords, settings, store, overwrite)
@@ -120,43 +126,40 @@ LONG_NAMES = {
 }
 
 
-def _series(coarse: Level, fine: Level, extrapolate: bool, energies: bool) -> dict[str, Any]:
+def _series(coarse: Level, fine: Level, times: Array, extrapolate: bool, energies: bool) -> dict[str, Any]:
     grid, dims = coarse.grid, results.AXES[: coarse.grid.dim]
+    order = order_of(fine)
+    combine = extrapolate and order == 2
     rough, sharp = coarse.density, grid.restricted(fine.density)
-    best = _combined(rough, sharp, grid) if extrapolate else grid.normalised(sharp)
+    best = grid.normalised(richardson.combined(rough, sharp, grid.dim) if combine else sharp)
+    error = richardson.estimate(rough, sharp, order)
     series: dict[str, Any] = {
         "density": (dims, grid.show(best), "density of the law", "1"),
-        "error": (dims, grid.show(np.abs(sharp - rough) / 3), "error estimate of the density (Richardson)", "1"),
+        "error": (dims, grid.show(error), "error estimate of the density in space (Richardson)", "1"),
     }
     first, second = coarse.moments(), fine.moments()
     for name, (axes, values, long_name, units) in second.items():
-        series[name] = (axes, _richardson(first[name][1], values, extrapolate), long_name, units)
-        gap = np.abs(values - first[name][1]) / 3
-        series[f"{name}_error"] = (axes, gap, f"error estimate of the {long_name} (Richardson)", units)
+        found = richardson.extrapolated(first[name][1], values) if combine else values
+        series[name] = (axes, found, long_name, units)
+        gap = richardson.estimate(first[name][1], values, order)
+        series[f"{name}_error"] = (axes, gap, f"error estimate of the {long_name} in space (Richardson)", units)
     series["residual"] = ((), fine.residual, "L¹ norm of ∂_t m", "1")
     series["tail"] = ((), fine.tails(), "mass near open ends of the grid", "1")
     _check_tails(fine)
     if energies and isinstance(getattr(coarse.scenario, "energy", None), Energy):
-        descends = coarse.is_gradient_flow()
+        descends = coarse.is_gradient_flow(times)
         at_rough, at_sharp = (level.energies(descends) for level in (coarse, fine))
         for name, values in at_sharp.items():
-            combine = extrapolate and name != "first_order_residual"
-            series[name] = ((), _richardson(at_rough[name], values, combine), LONG_NAMES[name], "1")
+            # A deviation that tends to zero would be carried below it.
+            whole = combine and name != "first_order_residual"
+            found = richardson.extrapolated(at_rough[name], values) if whole else values
+            series[name] = ((), found, LONG_NAMES[name], "1")
     return series
 
 
-def _richardson(rough: Array, sharp: Array, extrapolate: bool) -> Array:
-    """The value for h → 0 of a quantity with an error c h², from those at h and h/2."""
-    return (4 * sharp - rough) / 3 if extrapolate else sharp
-
-
-def _combined(rough: Array, sharp: Array, grid: Grid) -> Array:
-    """The same for the logarithm of a density, which keeps it positive; far out in the tails the finer one."""
-    axes = tuple(range(-grid.dim, 0))
-    level = EXTRAPOLATED * sharp.max(axis=axes, keepdims=True)
-    known = (rough > level) & (sharp > level)
-    correction = np.log(np.where(known, sharp, 1.0) / np.where(known, rough, 1.0)) / 3
-    return grid.normalised(sharp * np.exp(np.clip(correction, -LARGEST_CORRECTION, LARGEST_CORRECTION)))
+def order_of(level: Level) -> int:
+    """Two, or one where the cells are too large for the drift (or for no noise at all) and the scheme is upwind."""
+    return 2 if level.peclet <= UPWIND else 1
 
 
 def _check_tails(level: Level) -> None:
@@ -173,6 +176,13 @@ def _check_tails(level: Level) -> None:
 # Input
 
 
+def _check_common(energies: bool | None, grid: Any, n_nodes: int | None) -> None:
+    if energies:
+        raise ValueError("energies are not computed along paths of a common noise; leave energies out.")
+    if grid is not None and n_nodes is not None:
+        raise TypeError("grid and n_nodes are two ways to say where the nodes are; leave one out.")
+
+
 def _stepping(method: str | None, rtol: float, atol: float, dt: float | None, times: Array) -> Stepping:
     chosen = method or ("euler" if dt is not None else "bdf")
     if chosen not in (*METHODS, "euler"):
@@ -183,15 +193,8 @@ def _stepping(method: str | None, rtol: float, atol: float, dt: float | None, ti
         if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
             raise ValueError(f"{name} = {value!r}; expected a positive number.")
     if dt is not None:
-        check_whole_steps(times, dt)
+        results.check_whole_steps(times, dt)
     return Stepping(chosen, rtol, atol, dt)
-
-
-def check_whole_steps(times: Array, dt: float) -> None:
-    """Refuses times that are no whole numbers of steps."""
-    off = np.abs(np.rint(times / dt) * dt - times) > 1e-9 * np.maximum(times, dt)
-    if off.any():
-        raise ValueError(f"times: {times[off][0]:g} is not a whole number of steps dt = {dt:g}; choose times that are.")
 
 
 def _grid(

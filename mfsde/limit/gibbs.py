@@ -9,21 +9,28 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import optimize
-from scipy.sparse.linalg import LinearOperator, eigs
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
 
 from ..measure import EmpiricalMeasure, Law
 from ..model import scenario_name
+from . import richardson
 from .coefficients import check_dimension, initial_law
 from .domain import Domain, domain_of, first_box, widened
 from .free_energy import first_order_residual, of_law, value_of
-from .grid import Array, Grid
+from .grid import FEWEST, Array, Axis, Grid
 from .grid_law import GridLaw
 from .self_consistency import Chain, Fields, Potential, Shapes, fields_of, probes, shapes_of
 
 NODES = {1: 513, 2: 65}
-DEPTH = 40.0  # nats below its maximum at which a density may end: e^{-40} is below float64 rounding
+MOST_NODES = {1: 8193, 2: 129}
+RESOLVED, COARSE = 1e-9, 1e-3  # errors of a law: more nodes are taken above the first, none is returned above the other
+COARSE_CURRENT = 1e-2  # the same for Richardson's estimate where there is a current
+DEPTH = 36.0  # nats below its maximum at which a density may end: e^{-36} is float64 rounding
+CURRENT_DEPTH = 20.0  # the same where there is a current: tails are those of the scheme, not of the law, before that
 DOUBLINGS = 12
+ATOMS = 6  # laws of three atoms each, whose fields' laws a search for all stationary laws has to hold
 ROUNDS = 8  # of choosing a box for a law and finding the law of the box
 SAME = 1e-6  # difference of the densities of one stationary law found twice, relative to their maximum
 SCAN = 401  # points at which a single statistic is compared with its image
@@ -39,16 +46,24 @@ class StationaryLaw(GridLaw):
             ‖A(m*) m*‖_{L¹}; zero for an exact solution.
         free_energy: V(m*) = F + T KL(m* | e^{-U}); None where the equation is no gradient flow.
         log_z: log ∫ exp(-δF/δm(m*, ·)/T - U) dx, with ∫ δF/δm dm* = 0; None likewise.
+        has_current: whether a current may flow in it.
+        is_spectral: whether its quadrature is better than any power of the spacing; at walls, and where there is a
+            current (on circles and planes without an energy), it is of second order, there combined to the fourth.
         feedback: largest real part of an eigenvalue of the derivative at m* of law ↦ law of its field. Below 1 the
             fixed-point iteration's linear modes die out; at 1 a branch of stationary laws begins, ends or turns.
+        error: estimated error of its mean and deviation, relative to the latter: the change when the law is summed over
+            every second node only (a third of it at walls), or Richardson's where there is a current.
         n_statistics: number of statistics through which the law acts on the particles; None where there are many.
 
     """
 
+    is_spectral: bool
+    has_current: bool
     residual: float
     free_energy: float | None
     log_z: float | None
     feedback: float
+    error: float
     n_statistics: int | None
 
 
@@ -66,21 +81,24 @@ def gibbs(
         grid: nodes (G,), or a pair of them; None has them chosen around the law.
         start: a law or measure near which the fixed point is sought; None: the scenario's initial law. Where several
             stationary laws exist, `gibbs_all` finds them.
-        n_nodes: nodes on each axis where the grid is chosen (513; 65 in two dimensions).
+        n_nodes: nodes on each axis where the grid is chosen (from 513, or 65 in two dimensions, as many as resolve it).
         tolerance: largest change of the field by its own law, relative to the field.
 
     Returns:
         A `GridLaw` with `residual`, `free_energy`, `log_z`, `feedback`.
 
     Raises:
-        ValueError: no stationary law (what confines is too weak), mass at the ends of the grid, d > 2, common noise.
+        ValueError: no stationary law (what confines is too weak), mass at the ends of the grid, a grid too coarse for
+        the
+            law, d > 2, common noise.
         RuntimeError: the fixed point was not reached; the message says how far it got.
 
     Source: Szpruch, Mean-field Langevin dynamics, Proposition 4; Hu, Ren, Siska, Szpruch (2021), Proposition 2.5.
 
     """
     origin = starting(scenario, start)
-    return _refitted(scenario, origin, grid, n_nodes, lambda problem: [problem.solve(problem.first)], tolerance)[0]
+    _check_numbers(n_nodes, tolerance)
+    return _refitted(scenario, [origin], grid, n_nodes, lambda problem: [problem.solve(problem.first)], tolerance)[0]
 
 
 def gibbs_all(
@@ -95,13 +113,19 @@ def gibbs_all(
 
     Where the law acts through one statistic, that statistic is compared with its image over its whole range, and every
     crossing is refined; otherwise Newton's method starts from the initial law, from bumps all over the grid and from
-    `starts`. Laws that are turned copies of one another on a circle count once.
+    `starts`, which may take minutes in two dimensions. Laws that are turned copies of one another on a circle count
+    once.
 
     Arguments, return and errors as for `gibbs`.
     """
     origin = starting(scenario, None)
     given = [starting(scenario, start) for start in starts]
-    return _refitted(scenario, origin, grid, n_nodes, lambda problem: problem.solve_all(given), tolerance)
+    _check_numbers(n_nodes, tolerance)
+
+    def solve(problem: Problem) -> list[Array]:
+        return problem.solve_all(given)
+
+    return _refitted(scenario, [origin, *given], grid, n_nodes, solve, tolerance, everywhere=True)
 
 
 class Problem:
@@ -109,7 +133,11 @@ class Problem:
 
     def __init__(self, scenario: Any, origin: EmpiricalMeasure, grid: Grid, tolerance: float) -> None:
         self.name, self.tolerance, self.grid = scenario_name(scenario), tolerance, grid
+        self.scenario = scenario
+        domain = domain_of(scenario, origin)
+        self.is_bounded = bool(np.isfinite([*domain.low, *domain.high]).any())
         self.fields: Fields = fields_of(scenario, grid, origin)
+        self.has_current = _has_current(self.fields)
         self.first = self.fields.of(origin)
         self.shapes: Shapes | None = shapes_of(self.fields, self.first)
 
@@ -193,7 +221,14 @@ class Problem:
             return found
 
         operator = LinearOperator((len(field), len(field)), matvec=turned, dtype=np.float64)
-        return float(eigs(operator, 1, which="LR", return_eigenvectors=False, tol=1e-8, v0=np.ones(len(field))).real[0])
+        # Constants are no fields: the iteration starts from a field without mean.
+        first = np.sin(np.arange(len(field)))
+        try:
+            return float(
+                eigs(operator, 1, which="LR", return_eigenvectors=False, tol=1e-8, v0=first - first.mean()).real[0]
+            )
+        except ArpackError:
+            return math.nan
 
     def law(self, field: Array) -> StationaryLaw:
         """The stationary law of a fixed point, with what belongs to it."""
@@ -201,6 +236,9 @@ class Problem:
         assert isinstance(law, StationaryLaw)
         law.feedback = self.feedback(field)
         law.n_statistics = None if self.shapes is None else self.shapes.rank
+        law.has_current = self.has_current
+        law.is_spectral = not (self.is_bounded or self.has_current)
+        law.error = _unresolved(law) / (3 if self.is_bounded else 1)
         scenario = self.fields.coefficients.scenario
         if isinstance(self.fields, Potential):
             law.residual = first_order_residual(scenario, law)
@@ -210,6 +248,20 @@ class Problem:
             assert isinstance(self.fields, Chain)
             law.residual = self.fields.imbalance(law.density * self.grid.widths)
             law.free_energy = law.log_z = None
+        return self._sharpened(law) if self.has_current else law
+
+    def _sharpened(self, rough: StationaryLaw) -> StationaryLaw:
+        """The law combined with the one on the refined grid, and the error that their difference tells."""
+        grid = self.grid
+        fine = Problem(self.scenario, rough.as_measure(), grid.refined(), self.tolerance)
+        sharp = GridLaw.from_log(fine.grid, fine.fields.log_density(fine.solve(fine.first)))
+        both = richardson.combined(rough.density, grid.restricted(sharp.density), grid.dim)
+        law = StationaryLaw.from_log(grid, np.log(both))
+        for name in ("is_spectral", "has_current", "residual", "free_energy", "log_z", "feedback", "n_statistics"):
+            setattr(law, name, getattr(rough, name))
+        wide = sharp.cov.diagonal().sqrt()
+        change = torch.cat([sharp.mean - rough.mean, wide - rough.cov.diagonal().sqrt()]) / torch.cat([wide, wide])
+        law.error = float(change.abs().max()) / 3
         return law
 
     def _log_z(self, law: GridLaw) -> float:
@@ -282,6 +334,10 @@ def starting(scenario: Any, start: Any) -> EmpiricalMeasure:
     if not isinstance(law, (Law, EmpiricalMeasure)):
         raise TypeError(f"start = {law!r:.60}; expected a law (mfsde.Gaussian([0.0], [[1.0]])) or an EmpiricalMeasure.")
     check_dimension(scenario, law.dim)
+    if start is not None and law.dim != initial_law(scenario).dim:
+        raise ValueError(
+            f"start lives in dimension {law.dim}, {scenario_name(scenario)} in dimension {initial_law(scenario).dim}."
+        )
     if hasattr(scenario, "common_diffusion"):
         raise ValueError(
             f"{scenario_name(scenario)} has common noise: its law given W⁰ is random and has no fixed point. Follow it "
@@ -292,29 +348,89 @@ def starting(scenario: Any, start: Any) -> EmpiricalMeasure:
 
 
 def _refitted(
-    scenario: Any, origin: EmpiricalMeasure, grid: Any, n_nodes: int | None, solve: Any, tolerance: float
+    scenario: Any,
+    held: list[EmpiricalMeasure],
+    grid: Any,
+    n_nodes: int | None,
+    solve: Callable[[Problem], list[Array]],
+    tolerance: float,
+    everywhere: bool = False,
 ) -> list[StationaryLaw]:
-    """Solutions on the user's grid, or on one that is chosen anew until it fits the laws it holds."""
+    """Solutions on the user's grid, or on one that is chosen anew until it fits and resolves the laws it holds.
+
+    `held` are laws whose fields' laws the grid has to hold, the first of them the start; with `everywhere` also
+    those of atoms all over it.
+    """
+    origin, name = held[0], scenario_name(scenario)
     domain = domain_of(scenario, origin)
     if grid is not None:
         if n_nodes is not None:
             raise TypeError("grid and n_nodes are two ways to say where the nodes are; leave one out.")
         given = grid if isinstance(grid, Grid) else Grid.of(grid, origin.dim, domain.period)
-        domain.check(given, scenario_name(scenario))
+        domain.check(given, name)
         laws = _laws(scenario, origin, given, solve, tolerance)
-        _check_ends(laws, domain, scenario_name(scenario))
+        _check_ends(laws, domain, name)
+        _check_resolved(laws, name)
         return laws
     n = NODES[origin.dim] if n_nodes is None else n_nodes
-    held = [origin]
     low, high = first_box(EmpiricalMeasure(origin.points, origin.weights), domain)
+    first = held
     for _ in range(ROUNDS):
+        if everywhere:
+            atoms = Grid.box(list(low), list(high), n, domain.period).few_atoms(ATOMS)
+            held = [*held, *atoms]
         low, high = _box(scenario, held, low, high, domain, n)
         laws = _laws(scenario, origin, Grid.box(list(low), list(high), n, domain.period), solve, tolerance)
-        if all(_fits(law, domain) for law in laws):
+        wanted = n if n_nodes is not None else _enough(laws, n)
+        if wanted == n and (everywhere or all(_fits(law, domain) for law in laws)):
             break
-        held = [origin, *(law.as_measure() for law in laws)]
-    _check_ends(laws, domain, scenario_name(scenario))
+        n = wanted
+        held = [*first, *(law.as_measure() for law in laws)]
+    _check_ends(laws, domain, name)
+    _check_resolved(laws, name)
     return laws
+
+
+def _enough(laws: list[StationaryLaw], n: int) -> int:
+    """As many nodes on each axis as resolve the laws, as far as that is affordable."""
+    coarse = any(law.error > (RESOLVED if law.is_spectral else _bound(law)) for law in laws)
+    return min(2 * n - 1, MOST_NODES[laws[0].dim]) if coarse else n
+
+
+def _unresolved(law: GridLaw) -> float:
+    """Largest change of mass, mean and deviation when a law is summed over every second node."""
+    halves = tuple(slice(0, None, 2) for _ in law.grid.axes)
+    thin = Grid(tuple(Axis(a.nodes[::2], a.length) if a.is_circle else Axis(a.nodes[::2]) for a in law.grid.axes))
+    pairs = []
+    for grid, density in ((law.grid, law.density), (thin, law.density[halves])):
+        points, mass = grid.unrolled(density * grid.widths)
+        total = float(mass.sum())
+        mean = mass @ points / total
+        pairs.append((total, mean, np.sqrt(mass @ np.square(points - mean) / total)))
+    (one, mean, wide), (other, mean_2, wide_2) = pairs
+    return float(max(abs(other - one), (np.abs(mean - mean_2) / wide).max(), np.abs(wide_2 / wide - 1).max()))
+
+
+def _bound(law: StationaryLaw) -> float:
+    """The error above which a law is not returned; with a current that of the finer grid, before the combination."""
+    return COARSE_CURRENT if law.has_current else COARSE
+
+
+def _check_resolved(laws: list[StationaryLaw], name: str) -> None:
+    for law in laws:
+        if not law.error <= _bound(law):
+            raise ValueError(
+                f"{name}: {' × '.join(map(str, law.grid.shape))} nodes are too few for a stationary law: its "
+                f"moments are known to {law.error:.2g} of its deviation (at most {_bound(law):g}). Pass more nodes, or "
+                "a grid that is finer where the law is (heavy tails make a chosen grid wide)."
+            )
+
+
+def _check_numbers(n_nodes: Any, tolerance: Any) -> None:
+    if n_nodes is not None and (not isinstance(n_nodes, int) or isinstance(n_nodes, bool) or n_nodes < FEWEST):
+        raise ValueError(f"n_nodes = {n_nodes!r}; expected a whole number >= {FEWEST}.")
+    if not (isinstance(tolerance, (int, float)) and tolerance > 0):
+        raise ValueError(f"tolerance = {tolerance!r}; expected a positive number.")
 
 
 def _laws(scenario: Any, origin: EmpiricalMeasure, grid: Grid, solve: Any, tolerance: float) -> list[StationaryLaw]:
@@ -326,16 +442,17 @@ def _laws(scenario: Any, origin: EmpiricalMeasure, grid: Grid, solve: Any, toler
 def _box(
     scenario: Any, held: list[EmpiricalMeasure], low: Array, high: Array, domain: Domain, n: int
 ) -> tuple[Array, Array]:
-    """A box outside of which the laws of the fields of some laws are below e^{-40} of their maximum."""
+    """A box outside of which the laws of the fields of some laws are below e^{-36} of their maximum."""
     for _ in range(DOUBLINGS):
         grid = Grid.box(list(low), list(high), n, domain.period)
         fields = fields_of(scenario, grid, held[0])
         heights = [fields.log_density(fields.of(mu)) for mu in held]
         if not all(np.isfinite(height).all() for height in heights):
             break
-        out = {side for height in heights for side in _high_ends(height, grid, domain)}
+        depth = CURRENT_DEPTH if _has_current(fields) else DEPTH
+        out = {side for height in heights for side in _high_ends(height, grid, domain, depth)}
         if not out:
-            return _shrunk(heights, grid, domain)
+            return _shrunk(heights, grid, domain, depth)
         low, high = widened(low, high, sorted(out), domain)
     raise ValueError(
         f"{scenario_name(scenario)} has no stationary law that a grid holds: on [{low[0]:.3g}, {high[0]:.3g}] the "
@@ -344,37 +461,44 @@ def _box(
     )
 
 
-def _high_ends(height: Array, grid: Grid, domain: Domain) -> list[tuple[int, int]]:
+def _has_current(fields: Fields) -> bool:
+    """Whether the stationary law may carry a current: on circles and planes, without an energy."""
+    circles = any(axis.is_circle for axis in fields.grid.axes)
+    return isinstance(fields, Chain) and (fields.grid.dim == 2 or circles)
+
+
+def _high_ends(height: Array, grid: Grid, domain: Domain, depth: float) -> list[tuple[int, int]]:
     """Open ends of the grid where a log density is not yet low."""
     found = []
     for k, axis in enumerate(grid.axes):
         for side in (0, 1):
-            if domain.is_open(axis, k, side) and height.take(-side, k).max() > height.max() - DEPTH:
+            if domain.is_open(axis, k, side) and height.take(-side, k).max() > height.max() - depth:
                 found.append((k, side))
     return found
 
 
-def _shrunk(heights: list[Array], grid: Grid, domain: Domain) -> tuple[Array, Array]:
-    """The smallest box that holds everything above e^{-40} of the maximum, and the walls."""
+def _shrunk(heights: list[Array], grid: Grid, domain: Domain, depth: float) -> tuple[Array, Array]:
+    """The smallest box that holds everything above a depth below the maximum, and the walls."""
     low, high = np.empty(grid.dim), np.empty(grid.dim)
     for k, axis in enumerate(grid.axes):
         others = tuple(q for q in range(grid.dim) if q != k)
-        carries = np.flatnonzero(np.any([(h > h.max() - DEPTH).any(axis=others) for h in heights], axis=0))
+        carries = np.flatnonzero(np.any([(h > h.max() - depth).any(axis=others) for h in heights], axis=0))
         first, last = max(0, carries[0] - 1), min(len(axis.nodes) - 1, carries[-1] + 1)
         low[k] = axis.nodes[0] if axis.is_circle or not domain.is_open(axis, k, 0) else axis.nodes[first]
         high[k] = axis.nodes[-1] if axis.is_circle or not domain.is_open(axis, k, 1) else axis.nodes[last]
     return low, high
 
 
-def _fits(law: GridLaw, domain: Domain) -> bool:
+def _fits(law: StationaryLaw, domain: Domain) -> bool:
     """Whether the grid holds a law to rounding, and is not much too wide for it."""
-    if _high_ends(law.log_density, law.grid, domain):
+    depth = CURRENT_DEPTH if law.has_current else DEPTH
+    if _high_ends(law.log_density, law.grid, domain, depth):
         return False
     for k, axis in enumerate(law.grid.axes):
         if axis.is_circle or not (domain.is_open(axis, k, 0) and domain.is_open(axis, k, 1)):
             continue
         others = tuple(q for q in range(law.dim) if q != k)
-        carries = np.flatnonzero((law.log_density > law.log_density.max() - DEPTH).any(axis=others))
+        carries = np.flatnonzero((law.log_density > law.log_density.max() - depth).any(axis=others))
         if carries[-1] - carries[0] < len(axis.nodes) / 3:
             return False
     return True

@@ -22,6 +22,8 @@ from ..measure import EmpiricalMeasure, Period, period_lengths
 Array = np.ndarray
 
 FEWEST = 5  # nodes on an axis
+# Irrational steps spread places evenly, and differently along the two axes.
+TURNS = np.array([math.sqrt(2) - 1, math.sqrt(3) - 1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +120,7 @@ class Grid:
 
         """
         parts = [nodes] if dim == 1 else nodes
-        if not isinstance(parts, Sequence) or len(parts) != dim:
+        if not isinstance(parts, (Sequence, np.ndarray, Tensor)) or len(parts) != dim:
             raise TypeError(f"grid: the state has {dim} components; expected a pair of rows of nodes, (G,) and (H,).")
         lengths = [math.inf] * dim if period is None else period_lengths(period, dim)
         return cls(tuple(Axis.of(x, length) for x, length in zip(parts, lengths, strict=True)))
@@ -183,6 +185,34 @@ class Grid:
         for k, axis in enumerate(self.axes):
             values = axis.show(values, k - self.dim)
         return values
+
+    def unrolled(self, mass: Array) -> tuple[Array, Array]:
+        """Points and masses that means are taken over: on a circle half of the first node's mass lies at its end.
+
+        (..., *shape) -> (n', d), (..., n').
+        """
+        rows = []
+        for k, axis in enumerate(self.axes):
+            row = axis.nodes
+            if axis.is_circle:
+                side = k - self.dim
+                row = np.append(row, row[0] + axis.length)
+                mass = np.concatenate([mass, mass.take([0], side)], side)
+                halves = np.ones(len(row))
+                halves[[0, -1]] = 0.5
+                mass = mass * halves.reshape([-1 if q == k else 1 for q in range(self.dim)])
+            rows.append(row)
+        mesh = np.meshgrid(*rows, indexing="ij")
+        return np.stack([m.ravel() for m in mesh], -1), mass.reshape(*mass.shape[: mass.ndim - self.dim], -1)
+
+    def few_atoms(self, count: int) -> list[EmpiricalMeasure]:
+        """Laws of three atoms of unequal masses, spread over the grid: what they do to a drift costs little."""
+        low = np.array([axis.nodes[0] for axis in self.axes])
+        length = np.array([np.ptp(axis.nodes) for axis in self.axes])
+        shares = np.mod(0.5 + np.arange(3 * count)[:, None] * TURNS[: self.dim], 1.0)
+        points = torch.from_numpy(low + length * shares).reshape(count, 3, -1)
+        weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+        return [EmpiricalMeasure.given(x, weights, self.period) for x in points]
 
     def integral(self, values: Array) -> Array:
         """Trapezoidal integral over the last axes."""

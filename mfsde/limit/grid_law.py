@@ -99,12 +99,20 @@ class GridLaw(Law):
     @cached_property
     def mean(self) -> Tensor:
         """(d,); on a circle of the coordinates from the first node on."""
-        return self.as_measure().mean()[0]
+        points, mass = self._unrolled
+        return torch.from_numpy(mass @ points)
 
     @cached_property
     def cov(self) -> Tensor:
         """(d, d)."""
-        return self.as_measure().covariance()
+        points, mass = self._unrolled
+        centred = points - mass @ points
+        return torch.from_numpy((mass[:, None] * centred).T @ centred)
+
+    @property
+    def _unrolled(self) -> tuple[Array, Array]:
+        mass = self.density * self.grid.widths
+        return self.grid.unrolled(mass / mass.sum())
 
     def as_measure(self) -> EmpiricalMeasure:
         """The nodes with their masses: the trapezoidal rule."""
@@ -159,7 +167,7 @@ class GridLaw(Law):
         return out
 
     def _log_spline(self, at: Array, derivative: int = 0) -> Array:
-        """The spline through the finite logarithms, which are in one row of nodes: a density has no holes."""
+        """The spline through the finite logarithms; -inf between nodes of which one carries nothing."""
         x, y = self._turned(self.log_density)
         known = np.isfinite(y)
         if self.grid.axes[0].is_circle and known.all():
@@ -168,7 +176,9 @@ class GridLaw(Law):
         else:
             spline = CubicSpline(x[known], y[known])
         values = spline(at[..., 0], derivative)
-        inside = (at[..., 0] >= x[known][0]) & (at[..., 0] <= x[known][-1])
+        right = np.clip(np.searchsorted(x, at[..., 0]), 1, len(x) - 1)
+        whole = (known[right - 1] | (at[..., 0] == x[right])) & (known[right] | (at[..., 0] == x[right - 1]))
+        inside = (at[..., 0] >= x[known][0]) & (at[..., 0] <= x[known][-1]) & whole
         return np.where(inside, values, 0.0 if derivative else -math.inf)
 
     def _log_table(self, at: Array, dx: int = 0, dy: int = 0) -> Array:
@@ -258,11 +268,11 @@ def _inverted(rising: CubicHermiteSpline, u: Array) -> Array:
         slope = (3 * c3 * s + 2 * c2) * s + c1
         with np.errstate(divide="ignore", invalid="ignore"):
             newton = y - gap / slope
-        inside = (newton > low) & (newton < high)
+        inside = (newton >= low) & (newton <= high)
         following = np.where(inside, newton, (low + high) / 2)
         moved = np.abs(following - y)
         y = following
-        if not (moved > 4e-16 * np.maximum(1.0, np.abs(y))).any():
+        if not (moved > 1e-15 * np.maximum(1.0, np.abs(y))).any():
             break
     return y
 

@@ -92,6 +92,8 @@ def _dense(slope: Callable[..., Array], mass: Array, times: Array, options: dict
     if not waiting:
         return
     solver = BDF(slope, 0.0, mass, waiting[-1], **options)
+    # Rows that scipy leaves as they were allocated: what stands there may warn.
+    solver.D[2:] = 0.0
     while waiting:
         _advance(solver)
         path = solver.dense_output()

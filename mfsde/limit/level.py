@@ -32,7 +32,7 @@ SUPPORT = 1e-14  # density, relative to its maximum, below which the chosen box 
 
 @dataclass(frozen=True)
 class Level:
-    """The solution on one grid: masses (T, *shape) at the times, and ‖∂_t m‖_{L¹} (T,)."""
+    """The solution on one grid: masses (T, *shape), ‖∂_t m‖_{L¹} (T,), and the largest cell Péclet number."""
 
     scenario: Any
     coefficients: Coefficients
@@ -40,6 +40,7 @@ class Level:
     grid: Grid
     mass: Array
     residual: Array
+    peclet: float
 
     @classmethod
     def solved(
@@ -56,7 +57,7 @@ class Level:
         """Solved from the initial law to the times."""
         first = deposit(start, grid)
         coefficients = Coefficients(scenario, grid.points, first.ravel())
-        _check_noise(coefficients, grid, first)
+        check_noise(coefficients, grid, first, times)
         volumes = FiniteVolumes(coefficients, grid)
         reached = iter(range(done + 1, done + len(times) + 1))
 
@@ -67,7 +68,8 @@ class Level:
         mass = stepping.solve(volumes, first.ravel(), times, watch)
         slopes = [volumes.generator(float(t), m).apply(m) for t, m in zip(times, mass, strict=True)]
         found = mass.reshape(-1, *grid.shape)
-        return cls(scenario, coefficients, domain, grid, found, np.abs(slopes).sum(1))
+        peclet = max(volumes.peclet(float(t), m) for t, m in zip(times, mass, strict=True))
+        return cls(scenario, coefficients, domain, grid, found, np.abs(slopes).sum(1), peclet)
 
     @property
     def density(self) -> Array:
@@ -92,7 +94,7 @@ class Level:
 
     def moments(self) -> results.Series:
         """Mean and covariance along time."""
-        return results.moments(self.grid.points, self.mass.reshape(len(self.mass), -1))
+        return results.moments(*self.grid.unrolled(self.mass))
 
     def energies(self, gradient_flow: bool) -> Mapping[str, Array]:
         """Energy along time, and for a gradient flow what belongs to it."""
@@ -102,13 +104,16 @@ class Level:
                 found.setdefault(name, []).append(value)
         return {name: np.array(values) for name, values in found.items()}
 
-    def is_gradient_flow(self) -> bool:
-        """Whether the flow descends the free energy, judged at the initial law."""
-        return self.coefficients.is_gradient_flow(self.grid.points, self.grid.measure(self.mass[0]))
+    def is_gradient_flow(self, times: Array) -> bool:
+        """Whether the flow descends the free energy, judged at some laws and times."""
+        laws = [self.grid.measure(self.mass[0]), *self.grid.few_atoms(3)]
+        return self.coefficients.is_gradient_flow(self.grid.points, laws, (0.0, float(times[-1]) / 2, float(times[-1])))
 
 
-def _check_noise(coefficients: Coefficients, grid: Grid, mass: Array) -> None:
-    if not coefficients.covariance(0.0, grid.points, grid.measure(mass)).any():
+def check_noise(coefficients: Coefficients, grid: Grid, mass: Array, times: Array) -> None:
+    """Refuses an equation without noise."""
+    mu = grid.measure(mass)
+    if not any(coefficients.covariance(float(t), grid.points, mu).any() for t in (0.0, times[-1] / 2, times[-1])):
         raise ValueError(
             f"{coefficients.name} has σ = 0: its law is carried along characteristics and need not have a density. Use "
             "mfsde.limit.characteristics."

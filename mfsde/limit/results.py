@@ -90,6 +90,13 @@ def checked_times(times: Any) -> Array:
     return t
 
 
+def check_whole_steps(times: Array, dt: float) -> None:
+    """Refuses times that are no whole numbers of steps."""
+    off = np.abs(np.rint(times / dt) * dt - times) > 1e-9 * np.maximum(times, dt)
+    if off.any():
+        raise ValueError(f"times: {times[off][0]:g} is not a whole number of steps dt = {dt:g}; choose times that are.")
+
+
 def axis_coordinates(grid: Grid) -> dict[str, Coordinate]:
     """The nodes as coordinates `x` (and `y`), with the period of a circle."""
     found: dict[str, Coordinate] = {}

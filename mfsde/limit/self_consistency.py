@@ -9,7 +9,6 @@ are found by probing, and the fixed point is then sought in their coefficients.
 from __future__ import annotations
 
 import abc
-import math
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,11 @@ from ..measure import EmpiricalMeasure
 from ..model import confinement, temperature
 from .coefficients import Coefficients
 from .finite_volume import FiniteVolumes
-from .grid import Array, Grid
+from .grid import TURNS, Array, Grid
 
 PROBES = (12, 96)  # laws that fields are compared for; more where the fewer ones do not show all shapes
 SPARE = 3  # probes beyond the number of shapes: they must lie in the span of the others
 NEGLIGIBLE = 1e-11  # singular value of a shape, relative to the largest
-# Irrational steps spread places evenly, and differently along the two axes.
-TURNS = np.array([math.sqrt(2) - 1, math.sqrt(3) - 1])
 DIFFERENCE = 1e-3  # largest change of a field in a difference
 
 
@@ -128,7 +125,8 @@ class Chain(Fields):
 def fields_of(scenario: Any, grid: Grid, mu: EmpiricalMeasure) -> Fields:
     """The potentials of a gradient flow, the drifts of another equation; which of them is seen at the law mu."""
     coefficients = Coefficients(scenario, grid.points, (grid.widths / grid.widths.sum()).ravel())
-    return (Potential if coefficients.is_gradient_flow(grid.points, mu) else Chain)(coefficients, grid)
+    laws = [mu, *grid.few_atoms(3)]
+    return (Potential if coefficients.is_gradient_flow(grid.points, laws) else Chain)(coefficients, grid)
 
 
 class Shapes:
@@ -187,7 +185,7 @@ class Shapes:
 def shapes_of(fields: Fields, origin: Array) -> Shapes | None:
     """The shapes of the fields of laws on a grid, found by probing; None where there are too many to count."""
     for count in PROBES:
-        rows = np.array([fields.of(mu) for mu in _few_atoms(fields.grid, count)]) - origin
+        rows = np.array([fields.of(mu) for mu in fields.grid.few_atoms(count)]) - origin
         if fields.has_constant:
             rows -= rows.mean(1, keepdims=True)
         size = float(np.abs(rows).max())
@@ -198,16 +196,6 @@ def shapes_of(fields: Fields, origin: Array) -> Shapes | None:
         if rank <= count - SPARE:
             return Shapes(fields, origin, shapes[:rank])
     return None
-
-
-def _few_atoms(grid: Grid, count: int) -> list[EmpiricalMeasure]:
-    """Laws of three atoms of unequal masses, spread over the grid: their fields cost next to nothing."""
-    low = np.array([axis.nodes[0] for axis in grid.axes])
-    length = np.array([np.ptp(axis.nodes) for axis in grid.axes])
-    shares = np.mod(0.5 + np.arange(3 * count)[:, None] * TURNS[: grid.dim], 1.0)
-    points = torch.from_numpy(low + length * shares).reshape(count, 3, -1)
-    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    return [EmpiricalMeasure.given(x, weights, grid.period) for x in points]
 
 
 def probes(grid: Grid, count: int) -> list[Array]:

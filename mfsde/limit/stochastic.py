@@ -25,24 +25,26 @@ import xarray as xr
 from ..measure import EmpiricalMeasure, Law
 from ..model import scenario_name
 from ..noise import Noise, Stream
-from . import results
+from . import results, richardson
 from .coefficients import Coefficients
 from .deposit import deposit
 from .domain import Domain, first_box
 from .finite_volume import FiniteVolumes
 from .grid import Array, Axis, Grid
 from .grid_law import GridLaw
+from .level import check_noise
 
 NODES = 513
 SUPPORT = 1e-14  # density, relative to its maximum, below which a window may end
 NEAR = 1e-12  # density at an end, relative to the maximum, at which the window is laid anew
 MARGIN = 0.2  # of the mass's stretch that a new window adds at either side
+OUTSIDE = 1e-4  # mass that a user's grid may miss
 SHARE = 0.5  # of a window that its mass must fill
 
 
 @dataclass(frozen=True)
-class Path:
-    """Paths of W⁰: those of the replicas of a run with this noise and dt; `saves` are the steps of the output times."""
+class Paths:
+    """The paths of W⁰ that the replicas of a run with this noise and dt have; `saves` are the steps to be shown."""
 
     noise: Noise
     dt: float
@@ -52,7 +54,7 @@ class Path:
     @classmethod
     def checked(
         cls, scenario: Any, dim: int, dt: Any, seed: Any, noise: Any, n_replicas: int, times: Array, method: str | None
-    ) -> Path:
+    ) -> Paths:
         """From the arguments of `fokker_planck`.
 
         Raises:
@@ -78,9 +80,8 @@ class Path:
             raise ValueError(f"dt = {dt!r}; expected a positive number.")
         if not isinstance(n_replicas, int) or n_replicas < 1:
             raise ValueError(f"n_replicas = {n_replicas!r}; expected a whole number >= 1.")
+        results.check_whole_steps(times, dt)
         steps = np.rint(times / dt)
-        if (np.abs(steps * dt - times) > 1e-9 * np.maximum(times, dt)).any():
-            raise ValueError(f"times are not all whole numbers of steps dt = {dt:g}; choose times that are.")
         return cls(Noise(seed) if noise is None else noise, float(dt), n_replicas, tuple(int(s) for s in steps))
 
     def increments(self, step: int, n_channels: int) -> Array:
@@ -97,7 +98,7 @@ def solve(
     grid: Any,
     times: Array,
     n_nodes: int | None,
-    path: Path,
+    path: Paths,
     extrapolate: bool,
     store: results.Path_ | None,
     overwrite: bool,
@@ -108,31 +109,25 @@ def solve(
             f"{scenario_name(scenario)} has walls and common noise, which would push mass through them; the law given "
             "W⁰ is computed on the line and the circle. Simulate with many particles instead."
         )
-    given = None if grid is None else Grid.of(grid, 1, domain.period)
+    given = grid if grid is None or isinstance(grid, Grid) else Grid.of(grid, 1, domain.period)
     n = NODES if n_nodes is None else n_nodes
     n = n if given is None else given.shape[0]
     levels = [_laws(scenario, start, domain, path, size) for size in (n, 2 * n - 1)]
     shown = given or _window(levels[1], n, domain)
     rough, sharp = (_table(laws, shown) for laws in levels)
-    level = 1e-12 * sharp.max(-1, keepdims=True)
-    known = (rough > level) & (sharp > level)
-    ratio = np.log(np.where(known, sharp, 1.0) / np.where(known, rough, 1.0)) / 3 if extrapolate else 0.0
+    _check_shown(shown.integral(sharp), shown)
+    best = shown.normalised(richardson.combined(rough, sharp, 1) if extrapolate else sharp)
+    told = "error estimate of the density in space (Richardson)"
     series: dict[str, Any] = {
-        "density": (
-            ("replica", "x"), shown.show(shown.normalised(sharp * np.exp(np.clip(ratio, -0.5, 0.5)))),
-            "density of the law given W⁰", "1",
-        ),
-        "error": (
-            ("replica", "x"), shown.show(np.abs(sharp - rough) / 3),
-            "error estimate of the density (Richardson, in space)", "1",
-        ),
-    }  # fmt: skip
+        "density": (("replica", "x"), shown.show(best), "density of the law given W⁰", "1"),
+        "error": (("replica", "x"), shown.show(richardson.estimate(rough, sharp)), told, "1"),
+    }
     first, second = (_moments(laws) for laws in levels)
     for name, (dims, values, long_name, units) in second.items():
-        best = (4 * values - first[name][1]) / 3 if extrapolate else values
-        series[name] = (dims, best, f"{long_name} given W⁰", units)
-        gap = np.abs(values - first[name][1]) / 3
-        series[f"{name}_error"] = (dims, gap, f"error estimate of the {long_name} (Richardson, in space)", units)
+        found = richardson.extrapolated(first[name][1], values) if extrapolate else values
+        series[name] = (dims, found, f"{long_name} given W⁰", units)
+        gap = richardson.estimate(first[name][1], values)
+        series[f"{name}_error"] = (dims, gap, f"error estimate of the {long_name} in space (Richardson)", units)
     settings = {
         "method": "euler", "dt": path.dt, "noise": path.noise.identity(), "n_replicas": path.n_replicas, "nodes": [n],
         "extrapolate": extrapolate,
@@ -149,12 +144,13 @@ def solve(
 Laws = list[list[GridLaw]]
 
 
-def _laws(scenario: Any, start: Law | EmpiricalMeasure, domain: Domain, path: Path, n: int) -> Laws:
+def _laws(scenario: Any, start: Law | EmpiricalMeasure, domain: Domain, path: Paths, n: int) -> Laws:
     """The law at every output time, for every path: [time][replica]."""
     low, high = first_box(start, domain)
     first = Grid.box(list(low), list(high), n, domain.period)
     mass = deposit(start, first)
     coefficients = Coefficients(scenario, first.points, mass)
+    check_noise(coefficients, first, mass, path.dt * np.array(path.saves))
     states = [(first, mass)] * path.n_replicas
     found: Laws = []
     step = 0
@@ -224,6 +220,16 @@ def _window(laws: Laws, n: int, domain: Domain) -> Grid:
     return Grid.box([float(low.min())], [float(high.max())], n)
 
 
+def _check_shown(mass: Array, shown: Grid) -> None:
+    if np.abs(mass - 1).max() > OUTSIDE:
+        nodes = shown.axes[0].nodes
+        raise ValueError(
+            f"the grid on [{nodes[0]:g}, {nodes[-1]:g}] holds {mass.flat[np.abs(mass - 1).argmax()]:.6g} of the mass "
+            "instead of 1 on some path at some time: W⁰ carries it out, or the nodes are too coarse. Widen or refine "
+            "it, or pass grid=None to have it chosen."
+        )
+
+
 def _table(laws: Laws, shown: Grid) -> Array:
     """Densities (T, R, n) at the nodes that are shown."""
     points = torch.from_numpy(shown.points)
@@ -231,5 +237,6 @@ def _table(laws: Laws, shown: Grid) -> Array:
 
 
 def _moments(laws: Laws) -> results.Series:
-    points = np.array([[law.grid.points for law in row] for row in laws])
-    return results.moments(points, np.array([[law.density * law.grid.widths for law in row] for row in laws]))
+    unrolled = [[law.grid.unrolled(law.density * law.grid.widths) for law in row] for row in laws]
+    points, mass = (np.array([[pair[k] for pair in row] for row in unrolled]) for k in (0, 1))
+    return results.moments(points, mass)
