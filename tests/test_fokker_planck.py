@@ -341,14 +341,14 @@ def test_a_diffusion_too_oblique_for_the_cells_is_refused():
 def test_on_the_plane_independent_components_stay_independent():
     plane = DoubleWell(initial_mean=(0.5, -0.2))
     # Coarse, since what is compared is of the same order on both: products of the one-dimensional solutions.
-    nodes = np.linspace(-3.6, 3.6, 41)
+    nodes = np.linspace(-3.3, 3.3, 31)
     limit = fokker_planck(plane, (nodes, nodes), [0.4], rtol=1e-6, atol=1e-11, energies=True)
     lines = [fokker_planck(DoubleWell(initial_mean=(m,)), nodes, [0.4]) for m in (0.5, -0.2)]
     product = np.multiply.outer(lines[0].density.values[0], lines[1].density.values[0])
     assert limit.density.dims == ("time", "x", "y")
-    assert np.abs(limit.density.values[0] - product).max() < 2e-3 * product.max()
+    assert np.abs(limit.density.values[0] - product).max() < 5e-3 * product.max()
     # The dissipation needs the slope of the density, which these nodes know to some per cent.
-    for name, accuracy in (("energy", 4e-3), ("free_energy", 4e-3), ("dissipation", 0.1)):
+    for name, accuracy in (("energy", 1e-2), ("free_energy", 1e-2), ("dissipation", 0.2)):
         assert float(limit[name][0]) == pytest.approx(sum(float(line[name][0]) for line in lines), rel=accuracy)
 
 
@@ -414,12 +414,12 @@ class Random(mfsde.MeanFieldLangevin):
 WAVES = st.tuples(*[st.floats(-2, 2)] * 3)
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(WAVES, st.floats(-0.5, 2), st.floats(-2, 2), st.floats(0.3, 1.5))
 def test_mass_sign_and_energy_for_random_potentials(waves, attraction, repulsion, sigma):
     scenario = Random(waves, attraction, repulsion, sigma)
     times = np.array([0.0, 0.02, 0.1, 0.3, 1.0, 3.0])
-    limit = fokker_planck(scenario, np.linspace(-5, 5, 81), times, extrapolate=False, rtol=1e-7)
+    limit = fokker_planck(scenario, np.linspace(-5, 5, 61), times, extrapolate=False, rtol=1e-7)
     assert limit.density.values.min() >= 0
     assert np.abs(np.trapezoid(limit.density, limit.x) - 1).max() < 1e-12
     # Along the semi-discrete flow V falls but for the Gauss rule of the force, O(h⁵); steps add their tolerance.
@@ -522,7 +522,7 @@ def test_the_initial_law_may_be_a_point_or_a_weighted_cloud():
         (mfsde.Dirac([0.613]), 0.613, 0.613**2),
         (atoms, 0.357, 0.2 * 1.0609 + 0.5 * 0.0484 + 0.3 * 2.2801),
     ):
-        limit = fokker_planck(Started(start), None, [1.0])
+        limit = fokker_planck(Started(start), None, [1.0], n_nodes=257)
         decay = math.exp(-2.0)
         assert float(limit["mean"][0, 0]) == pytest.approx(mean * math.exp(-1), abs=1e-6)
         wanted = square * decay + 0.18 * (1 - decay) - mean**2 * decay

@@ -15,10 +15,10 @@ from .branches import branch as branch
 from .branches import critical as critical
 from .characteristics import characteristics as characteristics
 from .evolution import evolve as evolve
+from .fixed_points import StationaryLaw as StationaryLaw
 from .flow import flow as flow
 from .flow import law_at as law_at
 from .fokker_planck import fokker_planck as fokker_planck
-from .gibbs import StationaryLaw as StationaryLaw
 from .gibbs import gibbs as gibbs
 from .gibbs import gibbs_all as gibbs_all
 from .grid_law import GridLaw as GridLaw

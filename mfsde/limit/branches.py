@@ -16,11 +16,13 @@ from ..measure import EmpiricalMeasure
 from ..model import numeric_fields, replaced, scenario_name
 from . import richardson
 from .coefficients import Coefficients
-from .gibbs import NODES, Problem, StationaryLaw, gibbs, starting
+from .fixed_points import Problem, StationaryLaw
+from .gibbs import NODES, gibbs, starting
 from .grid import Array, Grid
 from .self_consistency import Fields, Shapes, fields_of, probes, shapes_of
 
 LARGEST_STEP, SMALLEST_STEP = 0.05, 1e-6  # of arclength, in units of the range of the parameter
+BENDING = 0.02  # distance of a branch from the cubic through two of its points, relative to the step
 MOST_POINTS = 2000
 NEWTON = 20
 CONVERGED = 1e-11  # of the augmented equations, in units of the statistics' range
@@ -163,9 +165,9 @@ class Family:
         self._shapes = shapes[weights > FEWEST * max(1.0, weights[0])]
         # The statistics' range over very different laws: one step of arclength is a small part of it.
         masses = probes(grid, 12)
-        self._size = max(
-            1e-12, *(float(np.ptp([self.shapes(p).of_law(m) for m in masses], 0).max()) for p in (0.0, 1.0))
-        )
+        spaces = [self.shapes(p) for p in (0.0, 1.0)]
+        images = [[space.image(space.of_law(mass)) for mass in masses] for space in spaces]
+        self._size = max(1e-12, *(float(np.ptp(found, axis=0).max()) for found in images))
 
     @classmethod
     def over(
@@ -262,7 +264,7 @@ class Family:
             if len(points) > 1 and (p >= 1 or p <= 0):
                 return self._cut(points)
             following = self.onward(points[-1], length)
-            if following is None or following.tangent @ points[-1].tangent < 0.9:
+            if following is None or not self._is_smooth(points[-1], following, length):
                 length /= 2
                 if length < SMALLEST_STEP:
                     raise RuntimeError(
@@ -273,6 +275,18 @@ class Family:
             points.append(following)
             length = min(LARGEST_STEP, 1.5 * length)
         return points
+
+    def _is_smooth(self, one: Point, other: Point, length: float) -> bool:
+        """Whether the branch bends little between two points, and passes half way where their cubic does.
+
+        A step that lands on another branch, across a fork, does neither.
+        """
+        if one.tangent @ other.tangent < 0.9:
+            return False
+        middle = self.onward(one, length / 2)
+        chord = float(np.linalg.norm(other.at - one.at))
+        cubic = (one.at + other.at) / 2 + chord / 8 * (one.tangent - other.tangent)
+        return middle is not None and float(np.abs(middle.at - cubic).max()) < BENDING * length
 
     def _cut(self, points: list[Point]) -> list[Point]:
         """The last point moved back onto the end of the interval."""

@@ -50,6 +50,26 @@ class Domain:
                     f"{self.high[k]:g}] that {name}.project keeps the particles in; end the grid there."
                 )
 
+    def high_ends(self, log_density: Array, grid: Grid, depth: float) -> list[tuple[int, int]]:
+        """Open ends (axis, side) of a grid where a log density is less than `depth` below its maximum."""
+        top = log_density.max()
+        return [
+            (k, side)
+            for k, axis in enumerate(grid.axes)
+            for side in (0, 1)
+            if self.is_open(axis, k, side) and log_density.take(-side, k).max() > top - depth
+        ]
+
+    def tails(self, mass: Array, grid: Grid) -> Array:
+        """Mass near the open ends, (T,): the density there over a twentieth of the length.    mass: (T, *shape)."""
+        total = np.zeros(len(mass))
+        for k, axis in enumerate(grid.axes):
+            marginal = np.moveaxis(mass, k + 1, 1).reshape(len(mass), len(axis.nodes), -1).sum(-1)
+            for side in (0, 1):
+                if self.is_open(axis, k, side):
+                    total += marginal[:, -side] / axis.widths[-side] * 0.05 * (axis.nodes[-1] - axis.nodes[0])
+        return total
+
 
 def domain_of(scenario: Any, start: Law | EmpiricalMeasure) -> Domain:
     """The domain that a scenario's `project` keeps its particles in: a box, looked for from the mean of a law inside.

@@ -36,7 +36,7 @@ from .cloud import Cloud, Coupling, assignment, blob
 from .coefficients import initial_law
 from .domain import domain_of, first_box, widened
 from .grid import Array, Grid
-from .mirror import Nodes, Reaction, high_ends
+from .mirror import Nodes, Reaction
 from .quantile_map import Entropy, Levels
 from .quantiles import Quantiles, quantiles_of
 
@@ -188,7 +188,7 @@ def log_reference_mass(scenario: Any, law: Law | EmpiricalMeasure) -> float | No
     for _ in range(DOUBLINGS):
         grid = Grid.box(list(low), list(high), 4 * NODES[d] - 3, domain.period)
         height = -_confinement(scenario, grid.points).reshape(grid.shape)
-        out = high_ends(height, DEPTH, grid, domain)
+        out = domain.high_ends(height, grid, DEPTH)
         if not out:
             return float(np.logaddexp.reduce((height + np.log(grid.widths)).ravel()))
         low, high = widened(low, high, out, domain)
@@ -381,7 +381,7 @@ class Problem:
             form = self._nodes(grid)
             frames = self._followed(form, n_steps, bar)
             logs = [np.log(np.maximum(frame["density"], 1e-300)) for frame in frames]
-            out = {end for log in logs for end in high_ends(log, DEPTH if chosen else LEAKING, grid, domain)}
+            out = {end for log in logs for end in domain.high_ends(log, grid, DEPTH if chosen else LEAKING)}
             if not out:
                 _check_resolved(frames, grid)
                 return form, frames

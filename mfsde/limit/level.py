@@ -78,15 +78,8 @@ class Level:
         return density
 
     def tails(self) -> Array:
-        """Mass near the open ends of the grid, (T,): the density there over a twentieth of the grid's length."""
-        total = np.zeros(len(self.mass))
-        for k, axis in enumerate(self.grid.axes):
-            marginal = np.moveaxis(self.mass, k + 1, 1).reshape(len(self.mass), len(axis.nodes), -1).sum(-1)
-            for side in (0, 1):
-                if self.domain.is_open(axis, k, side):
-                    end = marginal[:, -side] / axis.widths[-side]
-                    total += end * 0.05 * (axis.nodes[-1] - axis.nodes[0])
-        return total
+        """Mass near the open ends of the grid, (T,)."""
+        return self.domain.tails(self.mass, self.grid)
 
     def law(self, k: int) -> GridLaw:
         """The law at time k."""

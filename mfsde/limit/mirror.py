@@ -23,7 +23,6 @@ from ..energy import Energy
 from ..measure import EmpiricalMeasure
 from ..store import Coordinate
 from . import results
-from .domain import Domain
 from .grid import Array, Grid
 from .newton import Operator, minimised
 
@@ -237,14 +236,3 @@ class Nodes:
         """The logarithm of the density, of the grid's shape."""
         log_density: Array = state.reshape(self.grid.shape) - np.log(self.grid.widths)
         return log_density
-
-
-def high_ends(log_density: Array, depth: float, grid: Grid, domain: Domain) -> list[tuple[int, int]]:
-    """Open ends (axis, side) of a grid where a log density is within `depth` of its maximum."""
-    top = log_density.max() - depth
-    return [
-        (k, side)
-        for k, axis in enumerate(grid.axes)
-        for side in (0, 1)
-        if domain.is_open(axis, k, side) and log_density.take(-side, k).max() > top
-    ]
