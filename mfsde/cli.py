@@ -43,6 +43,7 @@ KEYWORDS = {
 REQUIRED = ("n_particles", "horizon", "dt", "seed")
 CHECKPOINTS = 20
 FIGURES = (".png", ".pdf", ".svg")
+ZERO = 1e-10  # a mean that is printed as 0
 SHOWN = 4  # components of a state that a table shows
 
 EPILOG = """\
@@ -133,7 +134,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _limit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stationary", action="store_true", help="the stationary laws instead of the law in time")
-    parser.add_argument("--frames", type=int, default=8, metavar="K", help="times after 0 up to the horizon (8)")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=8,
+        metavar="K",
+        help="times after 0 up to the horizon (8); take those at which a run to be compared is saved",
+    )
     parser.add_argument("--nodes", type=int, metavar="N", help="nodes on each axis of the grid")
     parser.add_argument("--out", metavar="STORE", help="store the limit, for instance limit.zarr")
     parser.add_argument("--figure", metavar="FILE", help="simulate, and draw the particles on top (png, pdf, svg)")
@@ -253,7 +260,11 @@ def _limit(options: argparse.Namespace) -> None:
     if options.stationary:
         _print_stationary(scenario, options)
         return
-    settings = _chosen(scenario, options, required=REQUIRED if options.figure else ("horizon",))
+    drawn = REQUIRED if options.figure else ("horizon",)
+    of_noise = ("seed", "n_replicas", "substeps") if hasattr(scenario, "common_diffusion") else ()
+    settings = _chosen(scenario, options, required=drawn, only=() if options.figure else ("horizon", "dt", *of_noise))
+    if not settings["horizon"] > 0:
+        raise UsageError(f"--horizon {settings['horizon']:g}: expected a positive time.")
     from .limit import evolve
 
     every, times = _frames(settings, options.frames)
@@ -272,9 +283,15 @@ def _limit(options: argparse.Namespace) -> None:
 
 
 def _check_limit(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
     _check_figure(options)
     if options.frames < 1:
         raise UsageError(f"--frames {options.frames}: expected a number of times, 1 or more.")
+    if options.out and Path(options.out).exists() and not options.overwrite:
+        raise UsageError(f"--out {options.out} exists; choose another, or pass --overwrite.")
+    if options.nodes is not None and options.nodes < 5:
+        raise UsageError(f"--nodes {options.nodes}: expected 5 nodes or more.")
     if options.stationary and (options.out or options.figure):
         raise UsageError("--stationary prints the stationary laws; --out and --figure belong to the law in time.")
 
@@ -315,8 +332,8 @@ def _print_limit(found: xr.Dataset) -> None:
     columns |= {name: first[name].values for name in ("energy", "free_energy", "dissipation") if name in first}
     if "mean_error" in first:
         columns["mean error"] = first["mean_error"].values.max(-1)
-    if "residual" in first:
-        columns["residual"] = first["residual"].values
+    if "residual" in first and "density" in first:
+        columns["|dm/dt|"] = first["residual"].values
     print("  ".join(f"{name:>12}" for name in columns))
     for row in zip(*columns.values(), strict=True):
         print("  ".join(f"{value:12.6g}" for value in row))
@@ -340,7 +357,8 @@ def _print_stationary(scenario: Any, options: argparse.Namespace) -> None:
 
 
 def _numbers(values: list[float]) -> str:
-    return ", ".join(f"{value:.8g}" for value in values)
+    # What rounding leaves of a zero would only distract.
+    return ", ".join(f"{0.0 if abs(value) < ZERO else value:.8g}" for value in values)
 
 
 def _draw_limit(scenario: Any, found: xr.Dataset, settings: dict[str, Any], every: int | None, file: str) -> None:
@@ -521,10 +539,12 @@ def _chosen(
     options: argparse.Namespace,
     swept: Sequence[str] | dict[str, Any] = (),
     required: Sequence[str] = REQUIRED,
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Settings of the call, completed by the scenario's suggestions, which are printed."""
+    """Settings of the call, completed by the scenario's suggestions (all, or some only), which are printed."""
     given = {name: getattr(options, name) for name, _, _ in SETTINGS.values() if getattr(options, name) is not None}
     suggested = {k: v for k, v in _suggested(scenario).items() if k not in given and k not in swept}
+    suggested = {k: v for k, v in suggested.items() if not only or k in only}
     if options.observe:
         given["observables"] = tuple(options.observe)
         suggested.pop("observables", None)

@@ -24,7 +24,7 @@ def test_the_equation_decides():
     assert high.covariance.values[0] == pytest.approx(wanted.cov.numpy(), abs=1e-9)
     quiet = evolve(IsotropicGaussians(), [0.5], n_nodes=16)
     assert "weight" in quiet
-    with pytest.raises(ValueError, match="do not close"):
+    with pytest.raises(ValueError, match=r"lives in dimension 66: densities .* do not close"):
         evolve(TwoLayerNetwork(), [0.5])
 
 
@@ -48,7 +48,7 @@ def test_the_command_line_prints_stores_and_draws(tmp_path, capsys, monkeypatch)
     opened = mfsde.open_run("limit.zarr")
     assert opened.time.values == pytest.approx([0.0, 0.25, 0.5])
     assert f"{float(opened['mean'][-1, 0]):.6g}" in printed
-    assert run("DoubleWell", *small, "--out", "limit.zarr") == 1
+    assert run("DoubleWell", *small, "--out", "limit.zarr") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert run("DoubleWell", *small, "--out", "limit.zarr", "--overwrite") == 0
     capsys.readouterr()
@@ -71,6 +71,8 @@ def test_the_command_line_prints_stationary_laws(capsys):
     [
         (["Nobody"], "no built-in scenario"),
         (["DoubleWell", "--frames", "0"], "--frames 0"),
+        (["DoubleWell", "--horizon", "-1"], "--horizon -1"),
+        (["DoubleWell", "--nodes", "3"], "--nodes 3"),
         (["DoubleWell", "--stationary", "--out", "x.zarr"], "--stationary prints"),
         (["DoubleWell", "--figure", "well.bmp"], "ends in"),
         (["DoubleWell", "--figure", "nowhere/well.png"], "no folder"),

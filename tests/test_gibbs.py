@@ -442,6 +442,24 @@ def test_on_an_interval_the_critical_value_is_extrapolated():
     assert found == pytest.approx(wanted, abs=1e-8)
 
 
+def test_a_diffusion_that_depends_on_the_law_is_scanned_where_it_exists():
+    @dataclass(frozen=True)
+    class Livelier:
+        """σ² = ½ + c (E X)²: the law N(0, ¼) stays; scanned values of (E X)² may be negative."""
+
+        def drift(self, t, x, mu):
+            return -x
+
+        def diffusion(self, t, x, mu):
+            return (0.5 + 0.1 * mu.mean().square()).sqrt()
+
+        def initial(self):
+            return mfsde.Gaussian([0.5], [[0.25]])
+
+    (law,) = gibbs_all(Livelier())
+    assert float(law.cov[0, 0]) == pytest.approx(0.25, abs=1e-8)
+
+
 def test_impossible_numbers_are_refused():
     for arguments, text in (
         ({"n_nodes": 2}, "n_nodes"),

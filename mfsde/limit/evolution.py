@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..measure import Law
+from ..model import scenario_name
 from ..noise import Noise
 from . import results
 from .characteristics import characteristics
@@ -62,8 +63,18 @@ def evolve(
     if is_noiseless(scenario, results.checked_times(times)):
         return characteristics(scenario, times, n_nodes=n_nodes, **kept)
     if start.dim > 2:
-        return moments(scenario, times, **kept)
+        return _moments(scenario, start.dim, times, **kept)
     return fokker_planck(scenario, None, times, n_nodes=n_nodes, progress=progress, **kept)
+
+
+def _moments(scenario: Any, dim: int, times: Any, **kept: Any) -> xr.Dataset:
+    try:
+        return moments(scenario, times, **kept)
+    except ValueError as problem:
+        raise ValueError(
+            f"{scenario_name(scenario)} lives in dimension {dim}: densities are computed on grids in d = 1 or 2 "
+            f"only, and moments alone do not do. {problem}"
+        ) from problem
 
 
 def is_noiseless(scenario: Any, times: results.Array) -> bool:

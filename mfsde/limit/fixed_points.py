@@ -237,12 +237,20 @@ def _krylov(fields: Fields, field: Array) -> Array:
     return best
 
 
+def _excess(shapes: Shapes, a: float) -> float:
+    """What a single statistic's image exceeds it by; NaN at values of no law, where σσᵀ may turn negative."""
+    try:
+        return float(shapes.image(np.array([a]))[0] - a)
+    except ValueError:
+        return math.nan
+
+
 def _crossings(shapes: Shapes, masses: list[Array]) -> list[float]:
     """Where a single statistic equals its image, by its sign changes over the range that laws can give it."""
     values = np.array([shapes.of_law(mass)[0] for mass in masses] + [0.0])
     margin = 0.1 * np.ptp(values)
     scan = np.linspace(values.min() - margin, values.max() + margin, SCAN)
-    gaps = np.array([shapes.image(np.array([a]))[0] - a for a in scan])
+    gaps = np.array([_excess(shapes, float(a)) for a in scan])
     found = [float(a) for a, gap in zip(scan, gaps, strict=True) if gap == 0]
     for k in np.flatnonzero(gaps[:-1] * gaps[1:] < 0):
         root = optimize.brentq(
