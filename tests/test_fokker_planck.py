@@ -414,19 +414,19 @@ class Random(mfsde.MeanFieldLangevin):
 WAVES = st.tuples(*[st.floats(-2, 2)] * 3)
 
 
-@settings(max_examples=6)
+@settings(max_examples=5)
 @given(WAVES, st.floats(-0.5, 2), st.floats(-2, 2), st.floats(0.3, 1.5))
 def test_mass_sign_and_energy_for_random_potentials(waves, attraction, repulsion, sigma):
     scenario = Random(waves, attraction, repulsion, sigma)
-    times = np.array([0.0, 0.02, 0.1, 0.3, 1.0, 3.0])
-    limit = fokker_planck(scenario, np.linspace(-5, 5, 61), times, extrapolate=False, rtol=1e-7)
+    times = np.array([0.0, 0.02, 0.1, 0.3, 1.0])
+    limit = fokker_planck(scenario, np.linspace(-5, 5, 49), times, extrapolate=False, rtol=1e-7)
     assert limit.density.values.min() >= 0
     assert np.abs(np.trapezoid(limit.density, limit.x) - 1).max() < 1e-12
     # Along the semi-discrete flow V falls but for the Gauss rule of the force, O(h⁵); steps add their tolerance.
     assert np.diff(limit.free_energy.values).max() < 1e-6 * max(1.0, float(np.abs(limit.free_energy).max()))
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(WAVES, st.floats(0.05, 2), st.floats(1e-4, 1e4))
 def test_the_generator_is_one_of_a_markov_chain_and_its_implicit_step_keeps_sign_and_mass(waves, sigma, dt):
     scenario = Random(waves, sigma=sigma)

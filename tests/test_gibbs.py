@@ -178,7 +178,7 @@ class Crowd(mfsde.MeanFieldLangevin):
 
 
 def test_an_interaction_of_many_shapes_is_solved_too():
-    law = gibbs(Crowd(), n_nodes=201)
+    law = gibbs(Crowd(), n_nodes=121)
     assert law.residual < 1e-8
     assert law.n_statistics is None or law.n_statistics > 10
     assert float(law.mean[0]) == pytest.approx(0, abs=1e-8)
@@ -215,7 +215,7 @@ def test_a_user_grid_is_kept():
 
 
 def test_turned_copies_on_a_circle_count_once():
-    laws = gibbs_all(Kuramoto())
+    laws = gibbs_all(Kuramoto(), n_nodes=129)
     assert len(laws) == 2
     assert [law.feedback for law in laws] == pytest.approx([1.0, 2.0], abs=1e-8)
     # r = I₁(2Kr/σ²)/I₀(2Kr/σ²), K = 2, σ = 1.
@@ -282,7 +282,7 @@ class Biased(DoubleWell):
 
 
 def test_folds_are_followed_round():
-    found = branch(Biased(), "field", -0.1, 0.15, n_nodes=101)
+    found = branch(Biased(), "field", -0.1, 0.15, n_nodes=81)
     assert len(found.critical) == 2
     assert found.critical.values[0] == pytest.approx(-found.critical.values[1], abs=1e-8)
 
@@ -418,7 +418,7 @@ def test_an_attraction_that_the_energy_does_not_know_is_not_ignored():
 
 
 def test_a_planar_law_with_a_current_finds_its_own_grid():
-    law = gibbs(Stirred(spin=0.5), n_nodes=33)
+    law = gibbs(Stirred(spin=0.3), n_nodes=29)
     # Combined from two grids; the estimate is that of the finer one before.
     assert torch.allclose(law.cov, 0.32 / 1.3 * torch.eye(2, dtype=torch.float64), atol=float(law.error) * 0.25)
     assert law.error < 1e-2

@@ -254,7 +254,7 @@ class Family:
 
     def followed(self) -> list[Point]:
         """The points of the branch from p = 0 until it leaves [0, 1]."""
-        problem = Problem(self.scenario(0.0), self._origin, self._grid, 1e-11)
+        problem = Problem(self.scenario(0.0), self._origin, self._grid, 1e-10)
         shapes = self.shapes(0.0)
         a = shapes.coefficients(problem.solve(problem.first)) / self._size
         points = [self.point(np.append(a, 0.0), np.append(np.zeros(len(a)), 1.0))]

@@ -30,7 +30,7 @@ ROUNDS = 8  # of choosing a box for a law and finding the law of the box
 
 
 def gibbs(
-    scenario: Any, grid: Any = None, *, start: Any = None, n_nodes: int | None = None, tolerance: float = 1e-11
+    scenario: Any, grid: Any = None, *, start: Any = None, n_nodes: int | None = None, tolerance: float = 1e-10
 ) -> StationaryLaw:
     """A stationary law of the mean-field limit, in one or two dimensions.
 
@@ -69,7 +69,7 @@ def gibbs_all(
     *,
     starts: Sequence[Any] = (),
     n_nodes: int | None = None,
-    tolerance: float = 1e-11,
+    tolerance: float = 1e-10,
 ) -> list[StationaryLaw]:
     """All stationary laws that were found, by increasing free energy (or mean, without one).
 
