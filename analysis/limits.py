@@ -1,6 +1,7 @@
 """Limits of a run, given as a Law, as t ↦ Law, or as a Dataset of `mfsde.limit`: what distances and pictures take.
 
-A distance takes the law of a Dataset (`as_flow`), a picture its stored density, linear between times and nodes.
+A distance takes the law of a Dataset (`as_flow`), a picture its stored density, linear between times and nodes, or
+where it has none the average density of its law between the middles of the nodes.
 """
 
 from __future__ import annotations
@@ -30,17 +31,18 @@ Limit = Flow | xr.Dataset
 
 
 def is_dataset(law: Any) -> TypeGuard[xr.Dataset]:
-    """Whether this is a Dataset of a density, and not one of particles."""
-    return isinstance(law, xr.Dataset) and "density" in law and "position" not in law
+    """Whether this is a Dataset of `mfsde.limit`; a run knows its number of particles."""
+    known = ("density", "quantile", "position")
+    return isinstance(law, xr.Dataset) and "n_particles" not in law.coords and any(name in law for name in known)
 
 
 def has_paths(law: Any) -> TypeGuard[xr.Dataset]:
     """Whether this is one law for each path of a common noise."""
-    return is_dataset(law) and "replica" in law["density"].dims
+    return is_dataset(law) and "density" in law and "replica" in law["density"].dims
 
 
 def as_flow(law: Limit) -> Flow:
-    """A Law, or t ↦ Law; of a Dataset that of its densities."""
+    """A Law, or t ↦ Law; of a Dataset that of its densities, quantiles or particles."""
     return mean_field.flow(law) if isinstance(law, xr.Dataset) else law
 
 
@@ -102,7 +104,7 @@ def pooled(law: Any, run: xr.Dataset | xr.DataArray, replica: int | None = None)
 def at(law: Any, t: float) -> Law | xr.DataArray:
     """The limit at time t: a Law, or density(x) or density(x, y)."""
     if isinstance(law, xr.Dataset):
-        return _density_at(law, t)
+        return _density_at(law, t) if "density" in law else mean_field.law_at(law, t)
     found = law if isinstance(law, Law) or not callable(law) else law(t)
     if not isinstance(found, Law):
         raise TypeError(
@@ -152,6 +154,8 @@ def density(law: Law | xr.DataArray, nodes: Array, lengths: tuple[float, ...]) -
         _check_circles(own, lengths)
         values = law.log_prob(torch.from_numpy(nodes)).exp().numpy()  # type: ignore[attr-defined]
     else:
+        if not hasattr(law, "log_prob") and hasattr(law, "cdf") and len(nodes) > 1 and nodes.shape[1] == 1:
+            return _averaged(law, nodes[:, 0])
         if not hasattr(law, "log_prob"):
             raise TypeError(f"a {type(law).__name__} has no log_prob, so no density can be drawn.")
         turns = [(0,) if math.isinf(length) else range(-COPIES, COPIES + 1) for length in lengths]
@@ -160,6 +164,14 @@ def density(law: Law | xr.DataArray, nodes: Array, lengths: tuple[float, ...]) -
         values = np.sum([law.log_prob(points).exp().numpy() for points in moved], 0)
     particles.check_finite(values, "the density of the limit")
     return values
+
+
+def _averaged(law: Any, nodes: Array) -> Array:
+    """The density averaged between the middles of increasing nodes: a law known by its quantiles may have atoms."""
+    middles = (nodes[1:] + nodes[:-1]) / 2
+    edges = np.concatenate([[2 * nodes[0] - middles[0]], middles, [2 * nodes[-1] - middles[-1]]])
+    found: Array = np.diff(law.cdf(torch.from_numpy(edges)).numpy()) / np.diff(edges)
+    return found
 
 
 def circles(law: Law) -> tuple[float, ...] | None:

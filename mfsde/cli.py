@@ -365,10 +365,10 @@ def _draw_limit(scenario: Any, found: xr.Dataset, settings: dict[str, Any], ever
     from . import simulate
     from .analysis import plots
 
-    if "density" not in found:
+    if "density" not in found and ("position" not in found or found.sizes["component"] > 1):
         raise UsageError(
             f"--figure {file}: the limit of {type(scenario).__name__} was made by {found.attrs['method']} and has no "
-            "density to draw particles under; store it with --out instead."
+            "law of one or two components to draw particles under; store it with --out instead."
         )
     run = simulate(scenario, progress=True, **{**settings, "save_every": every, "store": None})
     plots.limit(run, found).savefig(file, dpi=130)

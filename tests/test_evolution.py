@@ -57,6 +57,14 @@ def test_the_command_line_prints_stores_and_draws(tmp_path, capsys, monkeypatch)
     assert "200 particles under their limit" in capsys.readouterr().out
 
 
+def test_a_law_without_a_density_is_drawn_too(tmp_path, capsys):
+    few = ["--horizon", "0.2", "--dt", "0.1", "--particles", "50", "--frames", "1", "--nodes", "32"]
+    assert run("IsotropicGaussians", *few, "--figure", str(tmp_path / "radii.png")) == 0
+    assert (tmp_path / "radii.png").stat().st_size > 10_000
+    assert run("VariableSelection", *few[:-2], "--nodes", "8", "--figure", str(tmp_path / "no.png")) == 2
+    assert "one or two components" in capsys.readouterr().err
+
+
 def test_the_command_line_prints_stationary_laws(capsys):
     assert run("DoubleWell", "--stationary") == 0
     printed = capsys.readouterr().out

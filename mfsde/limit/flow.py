@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..measure import EmpiricalMeasure, Law
 from .grid_law import GridLaw
+from .quantile_law import QuantileLaw
 
 REMEMBERED = 4
 LEVELS = 4096  # equal cells of the levels by which a law between two others is averaged
@@ -67,18 +68,19 @@ class Displacement(Law):
 def law_at(limit: xr.Dataset, t: float) -> Law:
     """The law of a limit at a time between its first and its last.
 
-    At saved times the saved density. Between two of them on the line the interpolated quantiles, O(Δt²) from the
-    truth; on a circle, a torus or a plane the interpolated densities.
+    At saved times the saved law. Between two of them on the line the interpolated quantiles, O(Δt²) from the truth; on
+    a circle, a torus or a plane the interpolated densities.
 
     Args:
-        limit: a Dataset with density(time, x) or density(time, x, y), as `fokker_planck` returns.
+        limit: a Dataset of `fokker_planck` (a density), or on the line of `characteristics` or `jko` (particles,
+            quantiles).
         t: the time.
 
     Raises:
-        ValueError: no such density, several paths of common noise, a time outside.
+        ValueError: none of these, several paths of common noise, a time outside.
 
     """
-    density = _density(limit)
+    saved = _saved(limit)
     times = limit["time"].values
     slack = 1e-9 * max(1.0, abs(t))
     if not times[0] - slack <= t <= times[-1] + slack:
@@ -88,19 +90,20 @@ def law_at(limit: xr.Dataset, t: float) -> Law:
     right = int(np.clip(np.searchsorted(times, t), 0, len(times) - 1))
     near = right if right == 0 or abs(times[right] - t) <= abs(times[right - 1] - t) else right - 1
     if abs(times[near] - t) <= slack:
-        return _saved(density, near)
+        return saved(near)
     share = float((t - times[right - 1]) / (times[right] - times[right - 1]))
-    first, second = _saved(density, right - 1), _saved(density, right)
-    if first.dim == 1 and first.period is None:
-        return Displacement(first, second, share)
-    mixed = (1 - share) * first.grid.show(first.density) + share * second.grid.show(second.density)
-    return GridLaw(_nodes(density), mixed, first.period)
+    first, second = saved(right - 1), saved(right)
+    if isinstance(first, GridLaw) and isinstance(second, GridLaw) and (first.dim > 1 or first.period is not None):
+        mixed = (1 - share) * first.grid.show(first.density) + share * second.grid.show(second.density)
+        return GridLaw(_nodes(limit), mixed, first.period)
+    return Displacement(first, second, share)
 
 
 def flow(limit: xr.Dataset) -> Callable[[float], Law]:
     """The map t ↦ `law_at(limit, t)`, the last few laws remembered: a law as the analysis takes it."""
     known: dict[float, Law] = {}
-    loaded = limit.assign(density=_density(limit).load())
+    _saved(limit)
+    loaded = limit.load()
 
     def at(t: float) -> Law:
         if t not in known:
@@ -112,22 +115,39 @@ def flow(limit: xr.Dataset) -> Callable[[float], Law]:
     return at
 
 
-def _density(limit: xr.Dataset) -> xr.DataArray:
-    if "density" not in limit or set(limit["density"].dims) not in ({"time", "x"}, {"time", "x", "y"}):
-        found = limit["density"].dims if "density" in limit else "no density"
-        raise ValueError(
-            f"the dataset has {found}; a limit has density(time, x) or density(time, x, y). With common noise choose a "
-            "path: limit.isel(replica=0)."
-        )
-    return limit["density"].transpose("time", *(axis for axis in ("x", "y") if axis in limit["density"].dims))
+def _saved(limit: xr.Dataset) -> Callable[[int], Law]:
+    """The law at the k-th saved time, by what the dataset holds of it."""
+    if "density" in limit and set(limit["density"].dims) in ({"time", "x"}, {"time", "x", "y"}):
+        return lambda k: _of_density(limit, k)
+    if "quantile" in limit and set(limit["quantile"].dims) == {"time", "level"}:
+        return lambda k: QuantileLaw(limit["level"].values, limit["quantile"].isel(time=k).values)
+    if "position" in limit and limit.sizes["component"] == limit.sizes.get("replica", 1) == 1:
+        return lambda k: _of_particles(limit, k)
+    found = {str(name): values.dims for name, values in limit.data_vars.items() if name in ("density", "position")}
+    raise ValueError(
+        f"the dataset has {found or 'no density'}; a limit as a law has density(time, x) or density(time, x, y), or on "
+        "the line quantiles or weighted particles. With common noise choose a path: limit.isel(replica=0)."
+    )
 
 
-def _nodes(density: xr.DataArray) -> Any:
-    axes = [np.array(density[name].values, dtype=np.float64) for name in density.dims[1:]]
-    return axes[0] if len(axes) == 1 else axes
-
-
-def _saved(density: xr.DataArray, k: int) -> GridLaw:
-    lengths = [density[name].attrs.get("period") for name in density.dims[1:]]
+def _of_density(limit: xr.Dataset, k: int) -> GridLaw:
+    axes = _axes(limit)
+    lengths = [limit[name].attrs.get("period") for name in axes]
     period = None if all(p is None for p in lengths) else [None if p is None else float(json.loads(p)) for p in lengths]
-    return GridLaw(_nodes(density), np.array(density.isel(time=k).values), period)
+    return GridLaw(_nodes(limit), np.array(limit["density"].transpose("time", *axes).isel(time=k).values), period)
+
+
+def _of_particles(limit: xr.Dataset, k: int) -> QuantileLaw:
+    frame = limit.isel(time=k)
+    points = frame["position"].values.reshape(-1)
+    masses = frame["weight"].values.reshape(-1) if "weight" in limit else np.ones(len(points))
+    return QuantileLaw.of_atoms(points, masses)
+
+
+def _axes(limit: xr.Dataset) -> list[str]:
+    return [axis for axis in ("x", "y") if axis in limit["density"].dims]
+
+
+def _nodes(limit: xr.Dataset) -> Any:
+    rows = [np.array(limit[name].values, dtype=np.float64) for name in _axes(limit)]
+    return rows[0] if len(rows) == 1 else rows
