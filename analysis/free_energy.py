@@ -132,7 +132,7 @@ def of_particles(x: Tensor, period: Any, law: Law | None = None, plug_in: bool =
     """By the particles, (..., N, d), with the density of `law` or of the Gaussian of their moments."""
     mu = EmpiricalMeasure(x, period=period)
     if law is not None:
-        return Density(mu, -mu.integrate(with_density(law).log_prob), score_of(law, x))  # type: ignore[attr-defined]
+        return Density(mu, -mu.integrate(with_density(law).log_prob), score_of(law, x))
     if not plug_in:
         return Density(mu, x.new_zeros(()), x.new_zeros(()))
     if period is not None:

@@ -18,6 +18,7 @@ import xarray as xr
 from scipy.interpolate import RegularGridInterpolator
 
 from mfsde import limit as mean_field
+from mfsde.limit.free_energy import with_density
 from mfsde.measure import Law
 
 from . import particles
@@ -152,7 +153,7 @@ def density(law: Law | xr.DataArray, nodes: Array, lengths: tuple[float, ...]) -
         values = _stored(law, nodes, lengths)
     elif (own := circles(law)) is not None:
         _check_circles(own, lengths)
-        values = law.log_prob(torch.from_numpy(nodes)).exp().numpy()  # type: ignore[attr-defined]
+        values = with_density(law).log_prob(torch.from_numpy(nodes)).exp().numpy()
     else:
         if not hasattr(law, "log_prob") and hasattr(law, "cdf") and len(nodes) > 1 and nodes.shape[1] == 1:
             return _averaged(law, nodes[:, 0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from mfsde.measure import Law
 Points = np.ndarray
 Weights = np.ndarray | None
 Quantile = Callable[[Points], Points]
+Cells = Callable[[Law, int], tuple[Points, float]]
 
 # Panels are halved until 8 Gauss nodes and 2 × 8 of them agree to this share of the whole integral.
 PANEL_TOLERANCE = 1e-13
@@ -27,11 +29,17 @@ AGREEING = 1e-6  # of their quartile distance to the power: what two laws are in
 ROUNDING = 1e-12  # of that constant: what is left of it in the difference
 HALVINGS = 52
 LARGEST_PANELS = 1 << 21
+# From this many cells on those that a quantile function crosses slowly are integrated without a check.
+MANY = 1000
+STEEP = 20.0  # times the median change over a cell: the others
+REMEMBERED = 4
 TINY = float(np.finfo(float).tiny)
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(8)
 # Values at the nodes to a Legendre series, from the right.
 _TO_SERIES = np.linalg.inv(np.polynomial.legendre.legvander(_NODES, 7)).T
 _NODES, _NODE_WEIGHTS = (_NODES + 1) / 2, _NODE_WEIGHTS / 2
+_FEW_NODES, _FEW_WEIGHTS = np.polynomial.legendre.leggauss(5)
+_FEW_NODES, _FEW_WEIGHTS = (_FEW_NODES + 1) / 2, _FEW_WEIGHTS / 2
 # Windows of a Bernstein polynomial are evaluated in blocks of this many floats (8 MiB).
 WINDOW_FLOATS = 1 << 20
 
@@ -133,6 +141,45 @@ def even_cells(law: Law, n: int) -> tuple[Points, float]:
     centre = _centre(law)
     means, within = cells(law, even_levels(n), centre)
     return means + centre, within
+
+
+def quick_cells(law: Any, n: int) -> tuple[Points, float]:
+    """`even_cells`, for large n in a fraction of the time.
+
+    Where the quantile function changes little over a cell five Gauss nodes are enough: the cell is short, and there is
+    at most a kink in it. Cells at the ends and in gaps of the law are integrated until converged.
+    """
+    if n < MANY or isinstance(law, Gaussian):
+        return even_cells(law, n)
+    q, edges = quantile(law), even_levels(n)
+    centre = float(q(np.array([0.5]))[0])
+    values = q(edges[:-1, None] + _FEW_NODES / n) - centre
+    means = values @ _FEW_WEIGHTS
+    within = np.square(values - means[:, None]) @ _FEW_WEIGHTS / n
+    change = np.ptp(values, axis=1)
+    steep = np.flatnonzero(change > STEEP * np.median(change))
+    for run in np.split(steep, np.flatnonzero(np.diff(steep) > 1) + 1):
+        if len(run):
+            at = slice(run[0], run[-1] + 1)
+            means[at], rest = cells(law, edges[run[0] : run[-1] + 2], centre)
+            within[at] = rest / len(run)
+    return means + centre, float(within.sum())
+
+
+def remembered(function: Callable[[Law, int], Any]) -> Callable[[Law, int], Any]:
+    """The function, asked once for a law that stays the same from time to time; forgotten with the caller."""
+    known: dict[tuple[int, int], tuple[Law, Any]] = {}
+
+    def ask(law: Law, n: int) -> Any:
+        found = known.get((id(law), n))
+        if found is None:
+            found = (law, function(law, n))
+            if len(known) >= REMEMBERED:
+                known.clear()
+            known[id(law), n] = found
+        return found[1]
+
+    return ask
 
 
 def _centre(law: Law) -> float:
@@ -279,21 +326,22 @@ def _least_real(f: Callable[[float], float], low: float, high: float) -> float:
     return f((low + high) / 2)
 
 
-def sampling_cost(law: Law, n: int) -> float:
+def sampling_cost(law: Law, n: int, cells: Cells | None = None) -> float:
     """E W₂²(m_N, m) of N independent points of a law: the square of the sampling floor.
 
     With K_N the Kantorovich operator, the Bernstein polynomial of the cell means of Q, E W₂² = 2 ∫ Q (Q - K_N Q) du,
     because E X_(i) is Q smoothed by the Beta(i, N + 1 - i) density. For large N it is (1/N) ∫ u(1-u) Q'(u)² du
-    (Bobkov, Ledoux 2019) where that is finite.
+    (Bobkov, Ledoux 2019) where that is finite. For large n the means may come from `cells`, such as `quick_cells`.
     """
     if isinstance(law, Gaussian):
         return float(law.cov[0, 0]) * _standard_sampling_cost(n)
-    return _sampling_cost(law, n)
-
-
-def _sampling_cost(law: Law, n: int) -> float:
-    q, centre = quantile(law), _centre(law)
-    return _kantorovich(lambda u: q(u) - centre, even_cells(law, n)[0] - centre)
+    q = quantile(law)
+    if cells is None or n < MANY:
+        means, centre = even_cells(law, n)[0], _centre(law)
+    else:
+        means = cells(law, n)[0]
+        centre = float(np.mean(means))
+    return _kantorovich(lambda u: q(u) - centre, means - centre)
 
 
 @lru_cache(maxsize=32)

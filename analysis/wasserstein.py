@@ -24,7 +24,7 @@ import xarray as xr
 from mfsde import EmpiricalMeasure, Gaussian
 from mfsde.measure import Law, period_lengths
 
-from . import bures, floor, limits, line, particles
+from . import bures, circle, floor, limits, line, particles
 from .ground import check_metric, squared_distances
 from .labels import apply, described, replicated, threaded
 from .laws import (
@@ -32,11 +32,8 @@ from .laws import (
     Limit,
     as_lower_bound,
     block_over,
-    circular_cost,
     each,
-    even_cells,
     is_gaussian,
-    remembered,
     times_of,
     torus,
 )
@@ -360,7 +357,7 @@ def debiased(
     to_gaussian = _is_flow(target) and is_gaussian(target, position)
     estimator = _chosen(estimator, to_gaussian, d, is_euclidean and weight is None and masses is None)
     distances = partial(_batch, power=2.0, metric=metric, period=period)
-    how = floor.Debiasing(estimator, floor.pairing(r, partners), distances, remembered(even_cells))
+    how = floor.Debiasing(estimator, floor.pairing(r, partners), distances, line.remembered(line.quick_cells))
     if estimator == "transport":
         times = math.prod(s for k, s in position.sizes.items() if k not in ("replica", "particle", "component"))
         _announce(n, n, d, 4 * len(how.pairs) * times)
@@ -658,10 +655,10 @@ def _circular_law_distance(a: Any, b: Any, p: float) -> float:
             f"got p = {p:g}, a law on one of lengths {own} and the other on {theirs}. Sample the law (law.sample(n))."
         )
     if isinstance(other, Law):
-        return _root(circular_cost(other, law, own[0]), 2)
+        return _root(circle.cost(other, law, own[0]), 2)
     x, w = _atoms(other, "the sample")
     _check_points(x, np.zeros((1, 1)))
-    return _root(circular_cost((x[:, 0].astype(np.float64), w), law, own[0]), 2)
+    return _root(circle.cost((x[:, 0].astype(np.float64), w), law, own[0]), 2)
 
 
 def _common_period(a: Any, b: Any) -> Lengths:

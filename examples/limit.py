@@ -94,19 +94,14 @@ def phase_diagram(options: argparse.Namespace) -> None:
     even, right = mfsde.Gaussian([0.0], 0.5), mfsde.Gaussian([0.9], 0.1)
     critical = limit.critical(well, "sigma", low, high, start=even, n_nodes=nodes)
     symmetric = limit.branch(well, "sigma", low, high, start=even, n_nodes=nodes)
-    # Short of where it meets the others, and in smaller steps there.
-    parts, start = [], right
-    for first, last in ((low, 0.9 * critical), (0.9 * critical, 0.999 * critical)):
-        parts.append(limit.branch(well, "sigma", first, last, start=start, n_nodes=nodes))
-        start = mfsde.Gaussian(parts[-1]["mean"].values[-1], parts[-1]["covariance"].values[-1])
+    # Up one well, through the fork and down the other.
+    broken = limit.branch(well, "sigma", low, high, start=right, n_nodes=nodes)
     print(f"double well, θ = 1: three stationary laws below σ = {critical:.8f}, one above")
 
-    sigma, mean = (np.concatenate([part[name].values.ravel() for part in parts]) for name in ("sigma", "mean"))
-    sigma, mean = np.append(sigma, critical), np.append(mean, 0.0)
     unstable = symmetric["sigma"].values[symmetric["feedback"].values > 1]
     figure, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
     line = {"color": BLUE, "linewidth": 1.8}
-    ax.plot(np.append(sigma, sigma[::-1]), np.append(mean, -mean[::-1]), label="stable law", **line)
+    ax.plot(broken["sigma"], broken["mean"].isel(component=0), label="stable law", **line)
     ax.plot([critical, high], [0.0, 0.0], **line)
     ax.plot(np.append(unstable, critical), np.zeros(len(unstable) + 1), "--", label="unstable law", **line)
     ax.axvline(critical, color=GREY, linestyle=":", linewidth=1.2, label=f"critical σ = {critical:.4f}")

@@ -137,7 +137,9 @@ class Tilted:
 
 def test_a_stationary_law_with_a_current_on_the_circle():
     law = gibbs(Tilted(), np.linspace(0, TURN, 401))
-    phi = lambda x: 2 * (0.7 * x + math.cos(x))  # noqa: E731
+
+    def phi(x):
+        return 2 * (0.7 * x + math.cos(x))
 
     def unnormalised(x):
         return math.exp(phi(x)) * integrate.quad(lambda y: math.exp(-phi(y)), x, x + TURN, epsrel=1e-12)[0]

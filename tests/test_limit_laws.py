@@ -34,7 +34,7 @@ from torch import Tensor
 
 import mfsde
 from mfsde import EmpiricalMeasure, Gaussian, Mixture, Uniform, decoupled
-from mfsde.analysis import laws, limits, line, plots, replicas
+from mfsde.analysis import circle, limits, line, plots, replicas
 from mfsde.analysis.particles import positions
 from mfsde.analysis.wasserstein import debiased, distance, gaussian_distance, to_law
 from mfsde.limit import GridLaw, flow, fokker_planck, law_at
@@ -256,13 +256,13 @@ def test_on_the_plane_a_dataset_is_compared_by_its_moments():
 )
 def test_cells_of_many_particles_are_the_integrals_that_converged(law):
     n = 1500
-    assert n >= laws.MANY
-    means, within = laws.even_cells(law, n)
+    assert n >= line.MANY
+    means, within = line.quick_cells(law, n)
     expected, rest = line.even_cells(law, n)
     # A share of 1e-6 of the distances between neighbours; W₂ changes by less.
     np.testing.assert_allclose(means, expected, atol=1e-8)
     assert within == pytest.approx(rest, rel=1e-5)
-    assert laws.sampling_cost(law, n, laws.even_cells) == pytest.approx(line.sampling_cost(law, n), rel=1e-6)
+    assert line.sampling_cost(law, n, line.quick_cells) == pytest.approx(line.sampling_cost(law, n), rel=1e-6)
 
 
 def test_laws_that_nearly_agree_have_a_distance():
@@ -412,8 +412,8 @@ def test_it_does_not_matter_where_a_circle_is_cut(n):
     expected = [math.sqrt(line.law_cost(y, None, narrow(-math.pi))) for y in x[0]] if n < 1000 else found[0]
     np.testing.assert_allclose(found[0], expected, rtol=1e-4)
     # A planted fault: levels that count from the cut.
-    means, within = laws.even_cells(narrow(cut), n * math.ceil(laws.FEWEST_CELLS / n))
-    gaps = np.stack([laws.Circle(TURN).displacements(y, means) for y in x[0]])
+    means, within = line.quick_cells(narrow(cut), n * math.ceil(circle.FEWEST_CELLS / n))
+    gaps = np.stack([circle.Circle(TURN).displacements(y, means) for y in x[0]])
     assert bool((np.square(gaps).mean(1) + within > 1.2 * np.square(found[0].values)).any())
 
 
@@ -433,7 +433,7 @@ def test_the_floor_of_the_circle_is_the_mean_over_its_samples(n):
     # For a uniform law n E W₂² -> L² E min_θ ∫(B - θ)² = L² (1/6 - 1/12), with variance 2/5 of its square.
     expected = math.sqrt(3.0**2 / 12 / n)
     found = to_law(on_circle(samples(even, 1, 3, n), 3.0), even)
-    relative = 0.5 * math.sqrt(0.4 / laws.SAMPLES)
+    relative = 0.5 * math.sqrt(0.4 / circle.SAMPLES)
     assert float(found.floor[0]) == pytest.approx(expected, rel=SE * relative + 1 / n)
     # A planted fault: the floor of the line.
     assert math.sqrt(line.sampling_cost(even, n)) > (1 + SE * relative) * expected
@@ -442,7 +442,7 @@ def test_the_floor_of_the_circle_is_the_mean_over_its_samples(n):
     law = circle_law()
     many = to_law(on_circle(samples(law, 40, 8, n)), law)
     squares = np.square(many.values).ravel()
-    error = squares.std(ddof=1) / math.sqrt(len(squares)) + squares.std(ddof=1) / math.sqrt(laws.SAMPLES)
+    error = squares.std(ddof=1) / math.sqrt(len(squares)) + squares.std(ddof=1) / math.sqrt(circle.SAMPLES)
     assert abs(squares.mean() - float(many.floor[0]) ** 2) < SE * error
 
 

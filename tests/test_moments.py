@@ -151,8 +151,10 @@ def test_a_law_that_acts_by_more_than_its_moments_is_integrated_where_it_is_gaus
     case = Equation(lambda t, x, mu: mu.integrate(torch.tanh).unsqueeze(-2) - x)
 
     def slope(t, y):
-        density = lambda z: math.tanh(y[0] + math.sqrt(y[1]) * z) * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)  # noqa: E731
-        return [quad(density, -12, 12, epsabs=1e-12)[0] - y[0], 0.25 - 2 * y[1]]
+        def weighted(z):
+            return math.tanh(y[0] + math.sqrt(y[1]) * z) * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+        return [quad(weighted, -12, 12, epsabs=1e-12)[0] - y[0], 0.25 - 2 * y[1]]
 
     expected = solve_ivp(slope, (0, 2.0), [1.0, 0.3], method="DOP853", rtol=1e-11, atol=1e-12).y[:, -1]
     mean, cov = found(case, 2.0)
@@ -379,7 +381,9 @@ def test_the_energy_is_left_out_where_the_moments_do_not_know_it():
     class Quadratic(Equation):
         energy = mfsde.potential(lambda x: x[..., 0] ** 2)
 
-    drift: Any = lambda t, x, mu: -x  # noqa: E731
+    def drift(t: float, x: Any, mu: Any) -> Any:
+        return -x
+
     # E X⁴ = m⁴ + 6m²v + 3v² of a Gaussian.
     m, v = math.exp(-1), 0.3 * math.exp(-2) + 0.125 * (1 - math.exp(-2))
     known = moments(Quartic(drift), [1.0]).energy.item()

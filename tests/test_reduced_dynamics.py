@@ -163,8 +163,11 @@ def test_the_risk_of_one_norm_in_infinite_dimension_is_an_integral(case):
         for y in (1, -1):
             a = (1 + y * case.delta) * r
             breaks = [t / a for t in case.knots if a > 0 and abs(t / a) < 9]
-            density = lambda g, a=a: activation(case, a * g) * math.exp(-g * g / 2) / math.sqrt(2 * math.pi)  # noqa: E731
-            q = quad(density, -12, 12, points=breaks or None, epsabs=1e-12, limit=200)[0]
+
+            def weighted(g, a=a):
+                return activation(case, a * g) * math.exp(-g * g / 2) / math.sqrt(2 * math.pi)
+
+            q = quad(weighted, -12, 12, points=breaks or None, epsabs=1e-12, limit=200)[0]
             risk += 0.5 * (y - q) ** 2
         mu = EmpiricalMeasure(torch.full((1, 1), r, dtype=FLOAT64))
         assert case.risk(mu).item() == pytest.approx(risk, abs=1e-9)

@@ -82,7 +82,7 @@ def test_the_number_of_initial_means_is_the_dimension(cls):
 
 def test_an_unknown_scenario_is_refused_with_the_known_ones():
     with pytest.raises(AttributeError, match="no attribute 'Hegselmann'; scenarios: MeanFieldOU, DoubleWell"):
-        mfsde.scenarios.Hegselmann  # noqa: B018
+        _ = mfsde.scenarios.Hegselmann
 
 
 # Mean-field Ornstein-Uhlenbeck ----------------------------------------------------------------------------------------

@@ -122,25 +122,7 @@ def branch(
     family = Family.over(scenario, over, float(low), float(high), start, grid, n_nodes)
     points = family.followed()
     events = [value for k in range(len(points) - 1) for value in family.events(points[k], points[k + 1])]
-    laws = [family.law(point) for point in points]
-    nan = float("nan")
-    mean = np.array([law.mean.numpy() for law in laws])
-    data = {
-        "mean": (("point", "component"), mean, {"long_name": "mean of the stationary law", "units": "1"}),
-        "covariance": (("point", "component", "component_2"), np.array([law.cov.numpy() for law in laws]),
-                       {"long_name": "covariance of the stationary law", "units": "1"}),
-        "free_energy": ("point", np.array([nan if law.free_energy is None else law.free_energy for law in laws]),
-                        {"long_name": "free energy of the stationary law", "units": "1"}),
-        "feedback": ("point", np.array([p.feedback for p in points]),
-                     {"long_name": "largest eigenvalue of the self-consistency map", "units": "1"}),
-        "residual": ("point", np.array([law.residual for law in laws]),
-                     {"long_name": "residual of the stationary law", "units": "1"}),
-        "critical": ("event", np.array(events, dtype=float), {"long_name": f"critical {over}", "units": "1"}),
-    }  # fmt: skip
-    values = ("point", np.array([family.parameter(point) for point in points]), {"long_name": over, "units": "1"})
-    described = provenance.describe(scenario)
-    attributes = {"scenario": described["scenario"], "parameters": provenance.canonical(described["parameters"])}
-    return xr.Dataset(data, {over: values, "component": np.arange(mean.shape[1])}, attributes)
+    return _dataset(scenario, over, family, points, events)
 
 
 @dataclass(frozen=True)
@@ -351,6 +333,26 @@ class Family:
         p = float(point.at[-1])
         problem = Problem(self.scenario(p), self._origin, self._grid, 1e-9)
         return problem.law(self.shapes(p).field(point.at[:-1] * self._size))
+
+
+def _dataset(scenario: Any, over: str, family: Family, points: list[Point], events: list[float]) -> xr.Dataset:
+    laws = [family.law(point) for point in points]
+    names = ("mean", "covariance", "free_energy", "residual")
+    columns: dict[str, tuple[Any, Array]] = {
+        "mean": (("point", "component"), np.array([law.mean.numpy() for law in laws])),
+        "covariance": (("point", "component", "component_2"), np.array([law.cov.numpy() for law in laws])),
+        "free_energy": ("point", np.array([np.nan if law.free_energy is None else law.free_energy for law in laws])),
+        "residual": ("point", np.array([law.residual for law in laws])),
+    }
+    told = {name: f"{name.replace('_', ' ')} of the stationary law" for name in names}
+    columns["feedback"] = ("point", np.array([point.feedback for point in points]))
+    columns["critical"] = ("event", np.array(events, dtype=float))
+    told |= {"feedback": "largest eigenvalue of the self-consistency map", "critical": f"critical {over}"}
+    data = {name: (*column, {"long_name": told[name], "units": "1"}) for name, column in columns.items()}
+    along = ("point", np.array([family.parameter(point) for point in points]), {"long_name": over, "units": "1"})
+    described = provenance.describe(scenario)
+    attributes = {"scenario": described["scenario"], "parameters": provenance.canonical(described["parameters"])}
+    return xr.Dataset(data, {over: along, "component": np.arange(laws[0].dim)}, attributes)
 
 
 def _check_field(scenario: Any, over: str) -> None:

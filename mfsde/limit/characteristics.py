@@ -85,7 +85,7 @@ def characteristics(
     """
     times = results.checked_times(times)
     stepping = Stepping.checked(method, rtol, atol)
-    begin = _checked_start(scenario, start)
+    begin = initial_law(scenario, start)
     fine = Solution.of(scenario, _points(begin, n_nodes), times, stepping)
     series = {**fine.particles(), **fine.averages()}
     if isinstance(begin, Law) and fine.positions.shape[1] > 1:
@@ -360,16 +360,6 @@ def _until_wall(flow: Flow, solver: Any, held: Array) -> tuple[float, Array, Arr
     y = path(high).reshape(flow.start.shape)
     met = flow.outside(y) & free
     return float(high), np.where(met[:, None], flow.nearest(y), y), met
-
-
-def _checked_start(scenario: Any, start: Law | EmpiricalMeasure | None) -> Law | EmpiricalMeasure:
-    if start is None:
-        return initial_law(scenario)
-    if isinstance(start, Law) or (isinstance(start, EmpiricalMeasure) and start.points.ndim == 2):
-        return start
-    raise TypeError(
-        f"start is a {type(start).__name__}; expected a law, or one mfsde.EmpiricalMeasure of points (N, d)."
-    )
 
 
 def _points(start: Law | EmpiricalMeasure, n_nodes: int | None, halved: bool = False) -> EmpiricalMeasure:

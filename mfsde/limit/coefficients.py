@@ -5,6 +5,7 @@ They are the methods that the particles call, checked by the same `Equation`; on
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..energy import Energy
 from ..measure import EmpiricalMeasure, Law
-from ..model import Equation, confinement_gradient, fields, on_device, scenario_name
+from ..model import Equation, confinement_gradient, energy_of, fields, on_device, scenario_name
 
 Array = np.ndarray
 
@@ -107,18 +108,20 @@ class Coefficients:
         energy, sigma = getattr(self.scenario, "energy", None), getattr(self.scenario, "sigma", None)
         if not isinstance(energy, Energy) or sigma is None or not float(sigma) > 0:
             return False
-        return all(self._descends(energy, float(sigma), t, points, mu) for t in times for mu in laws)
+        return all(self.detour(points, mu, t) <= SAME for t in times for mu in laws)
 
-    def _descends(self, energy: Energy, sigma: float, t: float, points: Array, mu: EmpiricalMeasure) -> bool:
+    def detour(self, points: Array, mu: EmpiricalMeasure, t: float = 0.0) -> float:
+        """Largest difference of b and -(D_mF + T ∇U), relative to b (or 1); infinite where a is not σ² I."""
+        energy, sigma = energy_of(self.scenario), float(self.scenario.sigma)
         a = self.covariance(t, points, mu)
         if a.ndim != 2 or np.abs(a - sigma**2).max() > SAME * sigma**2:
-            return False
+            return math.inf
         # An energy sees a measure, not the law that a drift lives in.
         plain = EmpiricalMeasure(mu.points, mu.weights, period=mu.period)
         x = torch.from_numpy(points)
         slope = energy.intrinsic_derivative(plain, x) + 0.5 * sigma**2 * confinement_gradient(self.scenario, x)
         b = self.drift(t, points, mu)
-        return bool(np.abs(b + slope.numpy()).max() <= SAME * max(1.0, float(np.abs(b).max())))
+        return float(np.abs(b + slope.numpy()).max()) / max(1.0, float(np.abs(b).max()))
 
     def _checked(self, values: Array, method: str, t: float) -> Array:
         if not np.isfinite(values).all():
@@ -130,13 +133,20 @@ class Coefficients:
         return values
 
 
-def initial_law(scenario: Any) -> Law | EmpiricalMeasure:
-    """The law that a scenario starts from.
+def initial_law(scenario: Any, start: Any = None) -> Law | EmpiricalMeasure:
+    """The law to start from: the given one, or the scenario's.
 
     Raises:
-        TypeError: it has none.
+        TypeError: there is none, or it is no law.
 
     """
+    if isinstance(start, Law) or (isinstance(start, EmpiricalMeasure) and start.points.ndim == 2):
+        return start
+    if start is not None:
+        raise TypeError(
+            f"start = {start!r:.60} does not do. This start is a {type(start).__name__}; expected a law "
+            "(mfsde.Gaussian([0.0], [[1.0]])) or one EmpiricalMeasure of points (N, d)."
+        )
     start = scenario.initial() if hasattr(scenario, "initial") else None
     if isinstance(start, EmpiricalMeasure) and start.points.ndim == 2:
         return start

@@ -34,13 +34,14 @@ def deposit(start: Law | EmpiricalMeasure, grid: Grid) -> Array:
     if isinstance(start, EmpiricalMeasure):
         weights = start.weights.double().numpy()
         return _atoms(start.points.double().numpy(), weights / weights.sum(), grid, ROUNDING)
-    if not bool((torch.diagonal(start.cov) > 0).all()):  # type: ignore[attr-defined]
-        if bool((start.cov != 0).any()):  # type: ignore[attr-defined]
+    mean, cov = _moments(start)
+    if not (np.diag(cov) > 0).all():
+        if cov.any():
             raise ValueError(
                 "the initial law has no spread along one direction and some along another: it has neither atoms nor a "
                 "density. Give it a small variance there."
             )
-        return _atoms(start.mean.numpy()[None], np.ones(1), grid, ROUNDING)  # type: ignore[attr-defined]
+        return _atoms(mean[None], np.ones(1), grid, ROUNDING)
     density = _density(start, grid)
     if density is not None and _is_resolved(density, grid):
         mass = density * grid.widths
@@ -48,6 +49,11 @@ def deposit(start: Law | EmpiricalMeasure, grid: Grid) -> Array:
         return normalised
     points = _even(start)
     return _atoms(points, np.full(len(points), 1 / len(points)), grid, OUTSIDE)
+
+
+def _moments(start: Any) -> tuple[Array, Array]:
+    """Mean (d,) and covariance (d, d): every law has them, though not every class of laws."""
+    return start.mean.numpy(), start.cov.numpy()
 
 
 def _even(start: Law) -> Array:
@@ -67,7 +73,8 @@ def _density(start: Any, grid: Grid) -> Array | None:
     """The density at the nodes, summed over the turns of a torus; None where the law has none."""
     if not hasattr(start, "log_prob"):
         return None
-    mean, wide = start.mean.numpy(), np.sqrt(np.diagonal(start.cov.numpy()))
+    mean, cov = _moments(start)
+    wide = np.sqrt(np.diag(cov))
     turns = []
     for axis, m, s in zip(grid.axes, mean, wide, strict=True):
         # Every copy that reaches the circle; a law that is wider than many turns is represented by atoms.

@@ -93,7 +93,8 @@ def fokker_planck(
     check_dimension(scenario, start.dim)
     domain = domain_of(scenario, start)
     if hasattr(scenario, "common_diffusion"):
-        _check_common(energies, grid, n_nodes)
+        if energies:
+            raise ValueError("energies are not computed along paths of a common noise; leave energies out.")
         path = stochastic.Paths.checked(scenario, start.dim, dt, seed, noise, n_replicas, times, method)
         return stochastic.solve(scenario, start, domain, grid, times, n_nodes, path, extrapolate, store, overwrite)
     if seed is not None or noise is not None or n_replicas != 1:
@@ -127,22 +128,10 @@ LONG_NAMES = {
 
 
 def _series(coarse: Level, fine: Level, times: Array, extrapolate: bool, energies: bool) -> dict[str, Any]:
-    grid, dims = coarse.grid, results.AXES[: coarse.grid.dim]
-    order = order_of(fine)
+    grid, order = coarse.grid, order_of(fine)
     combine = extrapolate and order == 2
-    rough, sharp = coarse.density, grid.restricted(fine.density)
-    best = grid.normalised(richardson.combined(rough, sharp, grid.dim) if combine else sharp)
-    error = richardson.estimate(rough, sharp, order)
-    series: dict[str, Any] = {
-        "density": (dims, grid.show(best), "density of the law", "1"),
-        "error": (dims, grid.show(error), "error estimate of the density in space (Richardson)", "1"),
-    }
-    first, second = coarse.moments(), fine.moments()
-    for name, (axes, values, long_name, units) in second.items():
-        found = richardson.extrapolated(first[name][1], values) if combine else values
-        series[name] = (axes, found, long_name, units)
-        gap = richardson.estimate(first[name][1], values, order)
-        series[f"{name}_error"] = (axes, gap, f"error estimate of the {long_name} in space (Richardson)", units)
+    densities = (coarse.density, grid.restricted(fine.density))
+    series = richardson.paired(grid, densities, (coarse.moments(), fine.moments()), order=order, combine=combine)
     series["residual"] = ((), fine.residual, "L¹ norm of ∂_t m", "1")
     series["tail"] = ((), fine.tails(), "mass near open ends of the grid", "1")
     _check_tails(fine)
@@ -176,13 +165,6 @@ def _check_tails(level: Level) -> None:
 # Input
 
 
-def _check_common(energies: bool | None, grid: Any, n_nodes: int | None) -> None:
-    if energies:
-        raise ValueError("energies are not computed along paths of a common noise; leave energies out.")
-    if grid is not None and n_nodes is not None:
-        raise TypeError("grid and n_nodes are two ways to say where the nodes are; leave one out.")
-
-
 def _stepping(method: str | None, rtol: float, atol: float, dt: float | None, times: Array) -> Stepping:
     chosen = method or ("euler" if dt is not None else "bdf")
     if chosen not in (*METHODS, "euler"):
@@ -201,13 +183,10 @@ def _grid(
     scenario: Any, start: Law | EmpiricalMeasure, domain: Domain, grid: Any, times: Array, n_nodes: int | None
 ) -> Grid:
     """The user's grid, checked, or one around all that carries mass up to the last time."""
-    d = start.dim
-    if grid is not None:
-        if n_nodes is not None:
-            raise TypeError("grid and n_nodes are two ways to say where the nodes are; leave one out.")
-        given = grid if isinstance(grid, Grid) else Grid.of(grid, d, domain.period)
+    given = Grid.given(grid, n_nodes, start.dim, domain.period)
+    if given is not None:
         domain.check(given, scenario_name(scenario))
         return given
-    n = NODES[d] if n_nodes is None else n_nodes
+    n = NODES[start.dim] if n_nodes is None else n_nodes
     low, high = support(scenario, start, domain, times)
     return Grid.box(list(low), list(high), n, domain.period)

@@ -25,7 +25,7 @@ class Density(NamedTuple):
     score: Tensor
 
 
-def with_density(law: Law) -> Law:
+def with_density(law: Law) -> Any:
     """The law, refused without a log_prob."""
     if not hasattr(law, "log_prob"):
         raise TypeError(f"{type(law).__name__} has no density log_prob; a free energy needs one.")
@@ -34,8 +34,9 @@ def with_density(law: Law) -> Law:
 
 def of_law(law: Law) -> Density:
     """By the law's quadrature."""
-    mu = with_density(law).as_measure()
-    log_density = law.log_prob(mu.points)  # type: ignore[attr-defined]
+    dense = with_density(law)
+    mu = dense.as_measure()
+    log_density = dense.log_prob(mu.points)
     # 0 log 0 = 0: a table of a density may hold nodes that carry nothing.
     entropy = -(mu.weights * torch.where(mu.weights > 0, log_density, 0.0)).sum(-1)
     return Density(mu, entropy, score_of(law, mu.points))
@@ -82,6 +83,6 @@ def first_order_residual(scenario: Any, law: Law) -> float:
     with torch.no_grad():
         x, w = mu.points, mu.weights
         value = energy_of(scenario).functional_derivative(mu, x) + t * confinement(scenario, x)
-        value = value + t * torch.where(w > 0, law.log_prob(x), 0.0)  # type: ignore[attr-defined]
+        value = value + t * torch.where(w > 0, with_density(law).log_prob(x), 0.0)
         mean = (w * value).sum()
         return float((w * (value - mean).square()).sum().sqrt())

@@ -51,8 +51,7 @@ def gibbs(
 
     Raises:
         ValueError: no stationary law (what confines is too weak), mass at the ends of the grid, a grid too coarse for
-        the
-            law, d > 2, common noise.
+            the law, d > 2, common noise.
         RuntimeError: the fixed point was not reached; the message says how far it got.
 
     Source: Szpruch, Mean-field Langevin dynamics, Proposition 4; Hu, Ren, Siska, Szpruch (2021), Proposition 2.5.
@@ -92,14 +91,10 @@ def gibbs_all(
 
 def starting(scenario: Any, start: Any) -> EmpiricalMeasure:
     """A starting law as a measure.    ValueError for what has no stationary law on a grid."""
-    law = initial_law(scenario) if start is None else start
-    if not isinstance(law, (Law, EmpiricalMeasure)):
-        raise TypeError(f"start = {law!r:.60}; expected a law (mfsde.Gaussian([0.0], [[1.0]])) or an EmpiricalMeasure.")
+    law, own = initial_law(scenario, start), initial_law(scenario)
     check_dimension(scenario, law.dim)
-    if start is not None and law.dim != initial_law(scenario).dim:
-        raise ValueError(
-            f"start lives in dimension {law.dim}, {scenario_name(scenario)} in dimension {initial_law(scenario).dim}."
-        )
+    if law.dim != own.dim:
+        raise ValueError(f"start lives in dimension {law.dim}, {scenario_name(scenario)} in dimension {own.dim}.")
     if hasattr(scenario, "common_diffusion"):
         raise ValueError(
             f"{scenario_name(scenario)} has common noise: its law given W⁰ is random and has no fixed point. Follow it "
@@ -125,10 +120,8 @@ def _refitted(
     """
     origin, name = held[0], scenario_name(scenario)
     domain = domain_of(scenario, origin)
-    if grid is not None:
-        if n_nodes is not None:
-            raise TypeError("grid and n_nodes are two ways to say where the nodes are; leave one out.")
-        given = grid if isinstance(grid, Grid) else Grid.of(grid, origin.dim, domain.period)
+    given = Grid.given(grid, n_nodes, origin.dim, domain.period)
+    if given is not None:
         domain.check(given, name)
         laws = _laws(scenario, origin, given, solve, tolerance)
         _check_ends(laws, domain, name)

@@ -113,17 +113,26 @@ class Grid:
 
     @classmethod
     def of(cls, nodes: Any, dim: int, period: Period = None) -> Grid:
-        """The grid that a user gave: nodes (G,) on the line, a pair of them on the plane.
+        """The grid that a user gave: nodes (G,) on the line, a pair of them on the plane; a grid is one already.
 
         Raises:
             TypeError, ValueError: as `Axis.of`, or another number of axes than the state has components.
 
         """
+        if isinstance(nodes, Grid):
+            return nodes
         parts = [nodes] if dim == 1 else nodes
         if not isinstance(parts, (Sequence, np.ndarray, Tensor)) or len(parts) != dim:
             raise TypeError(f"grid: the state has {dim} components; expected a pair of rows of nodes, (G,) and (H,).")
         lengths = [math.inf] * dim if period is None else period_lengths(period, dim)
         return cls(tuple(Axis.of(x, length) for x, length in zip(parts, lengths, strict=True)))
+
+    @classmethod
+    def given(cls, nodes: Any, n_nodes: int | None, dim: int, period: Period = None) -> Grid | None:
+        """The same, None where none was given: then `n_nodes` may say how many to choose, and only then."""
+        if nodes is not None and n_nodes is not None:
+            raise TypeError("grid and n_nodes are two ways to say where the nodes are; leave one out.")
+        return None if nodes is None else cls.of(nodes, dim, period)
 
     @classmethod
     def box(cls, low: Sequence[float], high: Sequence[float], n: int, period: Period = None) -> Grid:

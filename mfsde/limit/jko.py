@@ -27,16 +27,16 @@ import xarray as xr
 
 from ..energy import Energy, potential
 from ..measure import EmpiricalMeasure, Law
-from ..model import confinement, confinement_gradient, energy_of, on_device, scenario_name, temperature
+from ..model import confinement, energy_of, on_device, scenario_name, temperature
 from ..noise import Noise, Stream
 from ..progress import Progress
 from ..store import Coordinate
 from . import results
 from .cloud import Cloud, Coupling, assignment, blob
-from .coefficients import initial_law
+from .coefficients import SAME, Coefficients, initial_law
 from .domain import domain_of, first_box, widened
 from .grid import Array, Grid
-from .mirror import Nodes, Reaction
+from .mirror import Nodes, Reaction, measure
 from .quantile_map import Entropy, Levels
 from .quantiles import Quantiles, quantiles_of
 
@@ -119,7 +119,7 @@ def jko(
     tau, n_steps = _checked_steps(tau, n_steps)
     rate = _rate(geometry, alpha, tau)
     moved = on_device(scenario, torch.device("cpu"), torch.float64)
-    law = _start(moved, start)
+    law = initial_law(moved, start)
     options = {"n_nodes": n_nodes, "grid": grid, "n_particles": n_particles, "seed": seed, "bandwidth": bandwidth,
                "coupling": coupling}  # fmt: skip
     problem = Problem(moved, law, tau, rate, geometry, {k: v for k, v in options.items() if v is not None})
@@ -313,7 +313,7 @@ class Problem:
         names = {"transport": "step", "react": "divergence"}
         state = form.first
         if self.geometry != "kl":
-            _check_flow(self.scenario, self.temperature, *form.cloud(state))
+            _check_flow(self.scenario, *form.cloud(state))
         frames = [_frame(form, state, dict.fromkeys((names[p.__name__] for p in parts), 0.0), math.nan)]
         for k in range(n_steps):
             moved, residuals = {}, []
@@ -343,7 +343,7 @@ class Problem:
             tau=self.tau,
             rate=self.rate,
             first=quantiles_of(self.law, levels, self.name),
-            grid=_grid(self.options["grid"], 1) if "grid" in self.options else None,
+            grid=Grid.of(self.options["grid"], 1) if "grid" in self.options else None,
         )
 
     def _cloud(self) -> Cloud:
@@ -368,16 +368,15 @@ class Problem:
     def _on_nodes(self, n_steps: int, bar: Progress) -> tuple[Nodes, Frames]:
         """On the given grid, or on one that is widened until the law stays inside up to the last step."""
         assert isinstance(self.law, Law)
-        domain, chosen = domain_of(self.scenario, self.law), "grid" not in self.options
-        if not chosen:
-            if "n_nodes" in self.options:
-                raise TypeError("grid and n_nodes are two ways to say where the nodes are; leave one out.")
-            given = _grid(self.options["grid"], self.law.dim)
+        domain = domain_of(self.scenario, self.law)
+        given = Grid.given(self.options.get("grid"), self.options.get("n_nodes"), self.law.dim)
+        chosen = given is None
+        if given is not None:
             domain.check(given, self.name)
         n = _checked_count("n_nodes", self.options.get("n_nodes", NODES[self.law.dim]), FEWEST)
         low, high = first_box(self.law, domain)
         for _ in range(DOUBLINGS if chosen else 1):
-            grid = Grid.box(list(low), list(high), n) if chosen else given
+            grid = given or Grid.box(list(low), list(high), n)
             form = self._nodes(grid)
             frames = self._followed(form, n_steps, bar)
             logs = [np.log(np.maximum(frame["density"], 1e-300)) for frame in frames]
@@ -484,21 +483,6 @@ def _rate(geometry: str, alpha: Any, tau: float) -> float:
     return float(rate) * tau
 
 
-def _grid(grid: Any, dim: int) -> Grid:
-    return grid if isinstance(grid, Grid) else Grid.of(grid, dim)
-
-
-def _start(scenario: Any, start: Any) -> Law | EmpiricalMeasure:
-    if start is None:
-        return initial_law(scenario)
-    if not isinstance(start, Law) and not (isinstance(start, EmpiricalMeasure) and start.points.ndim == 2):
-        raise TypeError(
-            f"start = {start!r:.60}; expected a law (mfsde.Gaussian([0.0], [[1.0]])) or an EmpiricalMeasure of points "
-            "(N, d)."
-        )
-    return start
-
-
 def _particles_of(law: Law | EmpiricalMeasure, n: Any, seed: int | None) -> tuple[Array, Array]:
     """Positions (N, d) and masses (N,): the measure's, or drawn from the law as `simulate` draws them."""
     if isinstance(law, EmpiricalMeasure):
@@ -529,31 +513,20 @@ def _checked_bandwidth(h: Any, x: Array) -> float:
     return float(h)
 
 
-def _check_flow(scenario: Any, t: float, points: Array, mass: Array) -> None:
+def _check_flow(scenario: Any, points: Array, mass: Array) -> None:
     """Refuses a scenario whose particles do not follow -(D_mF + T ∇U) with the constant σ: the steps would.
 
     Source: Hu, Ren, Siska, Szpruch (2021), (1).
     """
     if not hasattr(scenario, "drift"):
         return
-    x = torch.from_numpy(points)[None]
-    mu = EmpiricalMeasure.signed(x, torch.from_numpy(mass)[None])
-    with torch.no_grad():
-        drift = scenario.drift(0.0, x, mu)
-        sigma = scenario.diffusion(0.0, x, mu) if hasattr(scenario, "diffusion") else scenario.sigma
-    force = energy_of(scenario).intrinsic_derivative(mu, x) + t * confinement_gradient(scenario, x)
-    gap = float((drift + force).abs().max())
-    if not gap <= 1e-6 * max(1.0, float(force.abs().max())) or not _is_constant(sigma, scenario.sigma, x):
+    gap = Coefficients(scenario, points, mass).detour(points, measure(points, mass))
+    if not gap <= SAME:
         raise ValueError(
             f"{scenario_name(scenario)} is no gradient flow of its energy: drift and -(D_mF + (σ²/2) ∇U) differ by "
-            f"{gap:.3g} at the start, or diffusion is not the constant sigma. jko would follow another equation than "
-            "the particles; mfsde.limit.fokker_planck follows this one."
+            f"{gap:.3g} of the drift at the start, or diffusion is not the constant sigma. jko would follow another "
+            "equation than the particles; mfsde.limit.fokker_planck follows this one."
         )
-
-
-def _is_constant(sigma: Any, expected: Any, x: torch.Tensor) -> bool:
-    value = torch.as_tensor(sigma, dtype=x.dtype)
-    return value.ndim <= x.ndim and bool((value - float(expected)).abs().max() <= 1e-12 * abs(float(expected)))
 
 
 def _confinement(scenario: Any, x: Array) -> Array:

@@ -109,25 +109,15 @@ def solve(
             f"{scenario_name(scenario)} has walls and common noise, which would push mass through them; the law given "
             "W⁰ is computed on the line and the circle. Simulate with many particles instead."
         )
-    given = grid if grid is None or isinstance(grid, Grid) else Grid.of(grid, 1, domain.period)
+    given = Grid.given(grid, n_nodes, 1, domain.period)
     n = NODES if n_nodes is None else n_nodes
     n = n if given is None else given.shape[0]
     levels = [_laws(scenario, start, domain, path, size) for size in (n, 2 * n - 1)]
     shown = given or _window(levels[1], n, domain)
-    rough, sharp = (_table(laws, shown) for laws in levels)
-    _check_shown(shown.integral(sharp), shown)
-    best = shown.normalised(richardson.combined(rough, sharp, 1) if extrapolate else sharp)
-    told = "error estimate of the density in space (Richardson)"
-    series: dict[str, Any] = {
-        "density": (("replica", "x"), shown.show(best), "density of the law given W⁰", "1"),
-        "error": (("replica", "x"), shown.show(richardson.estimate(rough, sharp)), told, "1"),
-    }
-    first, second = (_moments(laws) for laws in levels)
-    for name, (dims, values, long_name, units) in second.items():
-        found = richardson.extrapolated(first[name][1], values) if extrapolate else values
-        series[name] = (dims, found, f"{long_name} given W⁰", units)
-        gap = richardson.estimate(first[name][1], values)
-        series[f"{name}_error"] = (dims, gap, f"error estimate of the {long_name} in space (Richardson)", units)
+    densities = (_table(levels[0], shown), _table(levels[1], shown))
+    _check_shown(shown.integral(densities[1]), shown)
+    moments = (_moments(levels[0]), _moments(levels[1]))
+    series = richardson.paired(shown, densities, moments, ("replica",), combine=extrapolate, told=" given W⁰")
     settings = {
         "method": "euler", "dt": path.dt, "noise": path.noise.identity(), "n_replicas": path.n_replicas, "nodes": [n],
         "extrapolate": extrapolate,
