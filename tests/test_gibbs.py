@@ -363,6 +363,24 @@ def test_common_noise_has_no_stationary_law():
         gibbs(Shared())
 
 
+def test_a_map_without_a_fixed_point_is_an_error_with_the_residual():
+    @dataclass(frozen=True)
+    class Contrary:
+        """Every law is pushed to the other side of 0, and none stays."""
+
+        def drift(self, t, x, mu):
+            return -x - torch.where(mu.mean() >= 0, 1.0, -1.0).to(x)
+
+        def diffusion(self, t, x, mu):
+            return 0.5
+
+        def initial(self):
+            return mfsde.Gaussian([0.5], [[0.2]])
+
+    with pytest.raises(RuntimeError, match=r"residual of [0-9.]+ .*does not contract"):
+        gibbs(Contrary())
+
+
 def test_a_fixed_point_that_is_not_reached_is_an_error_with_the_residual():
     with pytest.raises(RuntimeError, match=r"residual of \S+ \(asked for 1e-30\).*start="):
         gibbs(DoubleWell(), tolerance=1e-30)

@@ -18,6 +18,7 @@ from scipy.special import ndtr
 import mfsde
 from mfsde import Dirac, EmpiricalMeasure, Energy, Gaussian, MeanFieldLangevin, Mixture, Uniform
 from mfsde.analysis import wasserstein
+from mfsde.limit import fokker_planck
 from mfsde.limit.cloud import assignment, blob
 from mfsde.limit.grid_law import GridLaw
 from mfsde.limit.jko import gaussian_step, jko
@@ -234,6 +235,26 @@ def test_the_double_well_converges_to_first_order() -> None:
     finest, half, quarter = (moments(jko(scenario, 0.1, 5, n_nodes=n))[-1] for n in (257, 65, 33))
     ratio = (quarter - finest) / (half - finest)
     np.testing.assert_allclose(ratio, (64 - 1) / (16 - 1), rtol=0.1)
+
+
+def test_the_scheme_tends_to_the_fokker_planck_equation_at_first_order() -> None:
+    scenario = DoubleWell()
+    limit = fokker_planck(scenario, None, [0.5], energies=False)
+    truth = np.array([float(limit["mean"][0, 0]), float(limit.covariance[0, 0, 0])])
+    taus = np.array([1 / 8, 1 / 16, 1 / 32])
+    runs = [jko(scenario, tau, round(0.5 / tau), n_nodes=513).isel(time=-1) for tau in taus]
+    for k, name in enumerate(("mean", "covariance")):
+        gaps = np.array([abs(float(run[name].values.ravel()[0]) - truth[k]) for run in runs])
+        # e(τ) = Cτ(1 + Dτ + ...): the slope's distance from 1 halves with τ, and so is about what it changed by. The
+        # levels add 4e-6 to gaps of 1e-3.
+        slopes = np.diff(np.log(gaps)) / np.diff(np.log(taus))
+        bend = abs(slopes[1] - slopes[0])
+        assert abs(slopes[-1] - 1) < 1.5 * bend + 4e-6 / (gaps[-1] * math.log(2))
+        assert bend < 0.3
+    # Neither the equation of twice the energy nor that of another temperature is approached.
+    for other in (replace(scenario, theta=2.0), replace(scenario, sigma=1.0)):
+        wrong = fokker_planck(other, None, [0.5], energies=False)
+        assert abs(float(runs[-1].covariance[0, 0]) - float(wrong.covariance[0, 0, 0])) > 4 * gaps[-1]
 
 
 def test_twice_the_energy_runs_twice_as_fast() -> None:
