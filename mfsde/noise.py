@@ -167,16 +167,23 @@ class Noise:
     substeps: a step of the run consists of k = `substeps` fine steps, and its Brownian increment is the sum of theirs:
     a run at dt with k substeps and a run at dt/k with one share their path.
 
+    antithetic: replicas 2j and 2j + 1 have the normals of the ordinary replica j, of every stream, as z and as -z. Each
+    replica alone is an ordinary one, so that means stay unbiased; the two of a pair are dependent, pairs are not.
+    Uniforms and integers are those of the replica itself, as without; a stream therefore serves normals or draws, never
+    both.
+
     `normals`, `uniforms` and `integers` speak of fine steps; `increment`, `area` and `euler_` of steps of the run. A
     shape is (R, N, m): replicas, particles and channels; `first_replica` and `first_particle` shift the window, and any
     partition into windows gives the same values. Fine steps and replicas stay below 2³², particles below 2³⁴, channels
     below 2¹⁶.
 
-    Raises TypeError for a seed that is no integer, ValueError for values out of range.
+    Raises TypeError for a seed that is no integer and an `antithetic` that is no bool, ValueError for values out of
+    range.
     """
 
     seed: int
     substeps: int = 1
+    antithetic: bool = False
 
     def __post_init__(self) -> None:
         seed, substeps = _whole("seed", self.seed), _whole("substeps", self.substeps)
@@ -184,12 +191,18 @@ class Noise:
             raise ValueError(f"seed is {seed}; expected 0 <= seed < 2**64.")
         if not 1 <= substeps < MAX_STEPS:
             raise ValueError(f"substeps is {substeps}; expected at least 1 and fewer than 2**32.")
+        if not isinstance(self.antithetic, bool):
+            raise TypeError(f"antithetic is {self.antithetic!r}; expected True or False.")
         object.__setattr__(self, "seed", seed)
         object.__setattr__(self, "substeps", substeps)
 
     def identity(self) -> dict[str, int | str]:
-        """What a run stores about its noise: scheme, version, seed, substeps."""
-        return {"scheme": SCHEME, "version": VERSION, "seed": self.seed, "substeps": self.substeps}
+        """What a run stores about its noise: scheme, version, seed, substeps; antithetic where it is."""
+        known: dict[str, int | str] = {
+            "scheme": SCHEME, "version": VERSION, "seed": self.seed, "substeps": self.substeps,
+        }  # fmt: skip
+        # Only where set: the digests of ordinary runs do not know the word.
+        return {**known, "antithetic": True} if self.antithetic else known
 
     def normals(
         self,
@@ -353,6 +366,10 @@ class Noise:
             _window(shape, 0, 0)
         if x.numel() == 0:
             return
+        if self.antithetic:
+            z = self._sum(fine, k, (n_replicas, n_particles, n_channels), stream, 0, 0, dtype, x.device, None, 1.0)
+            x.add_((h * drift).add_(z.mul_(scale if field is None else scale * field)))
+            return
         if x.is_cpu and _compiled is not None:
             _compiled.euler(
                 x.data_ptr(), double, self.seed, stream, fine, k, n_replicas, n_particles, n_channels,
@@ -380,8 +397,9 @@ class Noise:
         dtype: torch.dtype,
         device: torch.device | str,
         out: Tensor | None,
+        scale: float | None = None,
     ) -> Tensor:
-        """k^(-½) times the sum of the normals of the fine steps fine, ..., fine + k - 1."""
+        """`scale`, k^(-½) if None, times the sum of the normals of the fine steps fine, ..., fine + k - 1."""
         double = _check_real(dtype)
         if out is None:
             out = torch.empty(window, dtype=dtype, device=device)
@@ -390,7 +408,12 @@ class Noise:
         stream = Stream(stream)
         if out.numel() == 0:
             return out
-        scale = 1.0 / math.sqrt(k)
+        scale = 1.0 / math.sqrt(k) if scale is None else scale
+        if self.antithetic:
+            first, skipped = divmod(first_replica, 2)
+            pairs = (window[0] + skipped + 1) // 2, *window[1:]
+            z = Noise(self.seed)._sum(fine, k, pairs, stream, first, first_particle, dtype, out.device, None, scale)
+            return out.copy_(torch.stack([z, -z], 1).flatten(0, 1)[skipped : skipped + window[0]])
         if out.is_cpu and _compiled is not None:
             _compiled.normals(
                 out.data_ptr(), double, self.seed, stream, fine, k, *window, first_replica, first_particle,
