@@ -151,6 +151,19 @@ class Risk(Energy):
         self._data = _data(loss, inputs, targets)
         self._moved: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
+    @property
+    def n_data(self) -> int:
+        """Number n of data."""
+        return len(self._data[0])
+
+    def data(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs (n, p) and targets (n[, k]) on a tensor's device, in its dtype."""
+        key = (like.device, like.dtype)
+        if key not in self._moved:
+            z, y = self._data
+            self._moved[key] = (z.to(*key), y.to(*key))
+        return self._moved[key]
+
     def predict(self, mu: EmpiricalMeasure, inputs: Tensor) -> Tensor:
         """f(z) = ∫ feature(θ, z) m(dθ), (..., n[, k]), without a graph."""
         z = inputs.to(mu.points)
@@ -276,11 +289,7 @@ class Risk(Energy):
             total += _gradient((values * r).sum(), [theta])[0]
 
     def _chunks(self, mu: EmpiricalMeasure) -> Iterator[tuple[Tensor, Tensor]]:
-        key = (mu.points.device, mu.points.dtype)
-        if key not in self._moved:
-            z, y = self._data
-            self._moved[key] = (z.to(*key), y.to(*key))
-        inputs, targets = self._moved[key]
+        inputs, targets = self.data(mu.points)
         for rows in self._rows(mu, len(inputs)):
             yield inputs[rows], targets[rows]
 
