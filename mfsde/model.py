@@ -29,9 +29,17 @@ RESERVED = frozenset(
     {
         *("n_particles", "horizon", "dt", "seed", "n_replicas", "save_every", "keep_particles", "observables"),
         *("method", "device", "dtype", "noise", "store", "overwrite", "checkpoint_every", "progress"),
-        *("time", "replica", "particle", "component", "position", "weight", "step"),
+        *("time", "replica", "particle", "component", "position", "weight", "parent", "events", "step"),
     }
 )
+
+
+# What a decoupled scenario takes over as it is, and what it evaluates at the given law.
+COPIED = (
+    *("project", "project_at", "period", "log_invariant", "limit", "suggested", "energy", "confinement", "sigma"),
+    *("gamma", "regulariser", "proximal", "reinjection", "sample"),
+)
+OF_THE_LAW = ("common_diffusion", "birth_death_rate", "smooth_drift", "force")
 
 
 class MeanFieldLangevin:
@@ -76,10 +84,10 @@ class Decoupled:
         self.law = law
         self._flow = _flow(law, _period(scenario))
         self._measure: tuple[tuple[Any, ...], EmpiricalMeasure] | None = None
-        for name in ("project", "period", "log_invariant", "limit", "suggested", "energy", "confinement", "sigma"):
+        for name in COPIED:
             if hasattr(scenario, name):
                 setattr(self, name, getattr(scenario, name))
-        for name in ("common_diffusion", "birth_death_rate"):
+        for name in OF_THE_LAW:
             if hasattr(scenario, name):
                 setattr(self, name, self._with_law(getattr(scenario, name)))
 
@@ -282,6 +290,8 @@ class Equation:
         x: the initial state, (R, N, d), on the run's device.
         weights: (R, N) or None.
 
+    `weights`, `parent` and `events` belong to the state: births and deaths change them beside x.
+
     Raises:
         TypeError, ValueError: a method is missing or returns something of the wrong type, shape or dtype; a name is
             reserved; the message says which and what was expected.
@@ -293,9 +303,14 @@ class Equation:
         self.scenario = scenario
         self.period = _period(scenario)
         self.shape = x.shape
+        self.device = x.device
         self.weights = weights
-        self.has_projection = hasattr(scenario, "project")
+        self.has_projection = hasattr(scenario, "project") or hasattr(scenario, "project_at")
         self.has_common_noise = hasattr(scenario, "common_diffusion")
+        self.has_birth_death = hasattr(scenario, "birth_death_rate")
+        # Of every particle, its ancestor at the last saved time; of every replica, the births since then.
+        self.parent: Tensor | None = None
+        self.events: Tensor | None = None
         self._check(x)
 
     def measure(self, x: Tensor) -> EmpiricalMeasure:
@@ -317,9 +332,27 @@ class Equation:
         """σ⁰(t, x, mu), the coefficient of the Brownian motion shared by all particles."""
         return _coefficient(self.scenario.common_diffusion(t, x, mu))
 
-    def project(self, x: Tensor) -> Tensor:
-        """The state moved back into its domain."""
+    def project(self, t: float, x: Tensor) -> Tensor:
+        """The state moved back into its domain at time t."""
+        if hasattr(self.scenario, "project_at"):
+            return self.scenario.project_at(t, x)  # type: ignore[no-any-return]
         return self.scenario.project(x)  # type: ignore[no-any-return]
+
+    def birth_death_rate(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        """The signed rate per unit time, (R, N), detached, before its mean is subtracted."""
+        rate: Tensor = self.scenario.birth_death_rate(t, x, mu)
+        return rate.detach() if isinstance(rate, Tensor) and rate.requires_grad else rate
+
+    def trace(self) -> None:
+        """Starts to follow ancestors and events from this moment on."""
+        n_replicas, n_particles, _ = self.shape
+        self.parent = torch.arange(n_particles, device=self.device).repeat(n_replicas, 1)
+        self.events = torch.zeros(n_replicas, dtype=torch.int64, device=self.device)
+
+    def count(self, events: Tensor) -> None:
+        """Adds the births and deaths of a step, (R,)."""
+        if self.events is not None:
+            self.events += events
 
     @cached_property
     def is_additive(self) -> bool:
@@ -330,11 +363,6 @@ class Equation:
         self._check_names()
         if self.period is not None:
             period_lengths(self.period, x.shape[-1])
-        if hasattr(self.scenario, "birth_death_rate"):
-            raise TypeError(
-                f"{self.name} defines birth_death_rate, which the engine does not simulate: a run without the jumps "
-                "would have another law. Remove the method to run the diffusion alone."
-            )
         mu = self.measure(x)
         with torch.no_grad():
             self._check_drift(x, mu)
@@ -347,7 +375,9 @@ class Equation:
             self.forms = {form, common}
             self.form, self.common_form = form, common
             if self.has_projection:
-                self._check_shape("project", self.project(x.clone()), x)
+                self._check_shape("project", self.project(0.0, x.clone()), x)
+            if self.has_birth_death:
+                self._check_rate(x, mu)
 
     def _check_names(self) -> None:
         for method in ("drift", "diffusion", "initial"):
@@ -378,6 +408,17 @@ class Equation:
                 f"{self.name}.drift is not finite at the initial state: {_first_bad(b)}. Check for a division by zero "
                 "or a logarithm of a negative number there."
             )
+
+    def _check_rate(self, x: Tensor, mu: EmpiricalMeasure) -> None:
+        rate = unchanged(f"{self.name}.birth_death_rate", x, lambda: self.birth_death_rate(0.0, x, mu))
+        if not isinstance(rate, Tensor) or rate.shape != x.shape[:-1]:
+            told = f"shape {tuple(rate.shape)}" if isinstance(rate, Tensor) else f"a {type(rate).__name__}"
+            raise ValueError(
+                f"{self.name}.birth_death_rate returned {told} for {x.shape[-2]} particles and {x.shape[0]} replicas; "
+                f"expected one signed rate per particle, {tuple(x.shape[:-1])} (positive: it dies)."
+            )
+        self._check_dtype("birth_death_rate", rate, x)
+        self._check_finite("birth_death_rate", rate)
 
     def _check_shape(self, method: str, value: Any, x: Tensor) -> None:
         if not isinstance(value, Tensor):

@@ -24,13 +24,15 @@ import xarray as xr
 from torch import Tensor
 
 from . import provenance
+from .clock import Clock
 from .measure import EmpiricalMeasure, Law, period_lengths
+from .methods import Method, check_method
 from .model import Equation, fields, numeric_fields, on_device, replaced, scenario_name
 from .noise import Noise, Stream
 from .observables import NAMED, Observable, evaluate, is_named, listed, resolve
 from .progress import Progress
 from .settings import Settings, label
-from .solver import Clock, check_method, integrate
+from .solver import integrate
 from .store import Layout, Memory, StoreError, Variable, ZarrStore, load_checkpoint, open_run, read_settings
 
 Path_ = str | Path
@@ -185,11 +187,12 @@ def sweep(
 
 @dataclass
 class System:
-    """A run that is ready to go: equation, settings, observables, state."""
+    """A run that is ready to go: equation, settings, method, observables, state."""
 
     scenario: Any
     equation: Equation
     settings: Settings
+    method: Method
     observables: tuple[Observable, ...]
     x: Tensor
 
@@ -200,10 +203,15 @@ class System:
         fields(scenario)
         moved = on_device(scenario, device, dtype)
         x, weights = _initial(moved, settings, device, dtype)
+        method = Method.of(settings.method, hasattr(moved, "birth_death_rate"))
+        if method.reaction == "weights" and weights is None:
+            weights = torch.full_like(x[..., 0], 1 / settings.n_particles)
         equation = Equation(moved, x, weights)
-        check_method(equation, settings.method, x, (0.0, settings.horizon / 2))
+        check_method(equation, method, x, (0.0, settings.horizon / 2))
+        if method.reaction and method.reaction != "weights":
+            equation.trace()
         found = resolve(moved, observables)
-        return cls(scenario, equation, settings, found, x)
+        return cls(scenario, equation, settings, method, found, x)
 
     def restore(self, store: Path_) -> tuple[int, int]:
         """Takes the state of the last checkpoint; returns its step and the number of frames before it."""
@@ -213,14 +221,19 @@ class System:
             # Killed before the first one: the beginning is the state to go on from.
             return 0, 0
         self.x = checkpoint.state["position"].to(self.x).contiguous()
-        if self.equation.weights is not None:
-            self.equation.weights = checkpoint.state["weight"].to(self.x)
+        equation = self.equation
+        if equation.weights is not None:
+            equation.weights = checkpoint.state["weight"].to(self.x)
+        if equation.parent is not None:
+            equation.parent = checkpoint.state["parent"].to(self.x.device)
+            equation.events = checkpoint.state["events"].to(self.x.device)
         return checkpoint.step, checkpoint.index
 
     def state(self, x: Tensor) -> dict[str, Tensor]:
         """What a checkpoint holds."""
-        weights = self.equation.weights
-        return {"position": x} if weights is None else {"position": x, "weight": weights}
+        equation = self.equation
+        parts = {"position": x, "weight": equation.weights, "parent": equation.parent, "events": equation.events}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def layout(self) -> Layout:
         """What the run will store."""
@@ -246,6 +259,7 @@ class System:
             "settings": self.settings.as_dict(),
             "observables": [o.name for o in self.observables],
             "method": self.settings.method,
+            **({"reaction": self.method.reaction} if self.method.reaction else {}),
             "noise": self.settings.noise.identity(),
             "dtype": self.settings.dtype,
             "device": _device_name(self.x.device),
@@ -263,7 +277,7 @@ class System:
                 recorder.begin(first, self.x)
                 reached, x = integrate(
                     self.equation, self.x, first, last, Clock(self.settings.dt), self.settings.noise,
-                    self.settings.method, recorder.stops(), recorder.watch, bar.at, interrupted,
+                    self.method, recorder.stops(), recorder.watch, bar.at, interrupted,
                 )  # fmt: skip
             if reached < last:
                 recorder.checkpoint(reached, x)
@@ -293,6 +307,10 @@ class System:
             values["position"] = x[:, : self.settings.kept]
             if self.equation.weights is not None:
                 values["weight"] = self.equation.weights[:, : self.settings.kept]
+            if self.equation.parent is not None:
+                values["parent"] = self.equation.parent[:, : self.settings.kept]
+        if self.equation.events is not None:
+            values["events"] = self.equation.events
         return values
 
     def _variables(self) -> Iterator[Variable]:
@@ -300,10 +318,13 @@ class System:
         attributes = {
             "position": (("replica", "particle", "component"), "1", f"particles of {self.equation.name}"),
             "weight": (("replica", "particle"), "1", "mass of each particle"),
+            "parent": (("replica", "particle"), "1", "ancestor at the saved time before, -1: reinjected since"),
+            "events": (("replica",), "1", "births and deaths since the saved time before"),
         }
+        first = tuple(attributes)
         for o in self.observables:
             attributes[o.name] = (o.dimensions(frame[o.name]), o.units, o.long_name or o.name)
-        for name, value in sorted(frame.items(), key=lambda item: item[0] not in ("position", "weight")):
+        for name, value in sorted(frame.items(), key=lambda item: item[0] not in first):
             dims, units, long_name = attributes[name]
             kind = str(value.dtype).removeprefix("torch.")
             extra = self._geometry() if name == "position" else {}
@@ -365,6 +386,8 @@ class _Recorder:
     def _append(self, step: int, x: Tensor) -> None:
         self._sink.append(self._index, self._system.frame(step, x))
         self._index += 1
+        if self._system.equation.parent is not None:
+            self._system.equation.trace()
 
 
 @contextlib.contextmanager

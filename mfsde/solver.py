@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,13 +26,12 @@ from torch import Tensor
 from torchsde._core import methods as torchsde_methods
 from torchsde._core.methods.euler import Euler
 
+from .clock import Clock
+from .diffusion import along_columns, product
 from .measure import EmpiricalMeasure
+from .methods import IN_PLACE, REACTIONS, STRATONOVICH, Method, Transport
 from .model import Equation
 from .noise import Noise, Stream
-
-ITO = ("euler", "milstein", "srk")
-STRATONOVICH = ("heun", "midpoint", "euler_heun")
-METHODS = ITO + STRATONOVICH
 
 # Steps between two checks for infinities and NaN; a blow-up replays at most twice as many.
 CHECK_EVERY = 64
@@ -51,17 +49,6 @@ class BlowUp(FloatingPointError):
             f"{name} blew up: the state is {value} at step {step} (time {time:.12g}), replica {replica}, particle "
             f"{particle}. Earlier steps are finite. Try a smaller dt, or a drift that grows at most linearly."
         )
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Steps to times: t = step·dt."""
-
-    dt: float
-
-    def time(self, step: float) -> float:
-        """Physical time of a step, or of a stage between two steps."""
-        return float(step) * self.dt
 
 
 class KeyedBrownian:
@@ -113,7 +100,7 @@ class ParticleSystem:
         self.clock = clock
         self.shape = equation.shape
         self.rows = method == "srk"
-        self.sde_type = "ito" if method in ITO else "stratonovich"
+        self.sde_type = "stratonovich" if method in STRATONOVICH else "ito"
         self.noise_type = _noise_type(equation, method)
         self._corrects = self.sde_type == "stratonovich" and not equation.is_additive
         self._law: EmpiricalMeasure | None = None
@@ -141,9 +128,9 @@ class ParticleSystem:
         """√h·σ v, own and common channels."""
         x, v = y.view(self.shape), v.view(*self.shape[:2], -1)
         t, law, n = self.clock.time(step), self._frozen(x), self.equation.n_channels
-        own = _product(self.equation.diffusion(t, x, law), v[..., :n])
+        own = product(self.equation.diffusion(t, x, law), v[..., :n])
         if self.equation.has_common_noise:
-            own = own + _product(self.equation.common_diffusion(t, x, law), v[..., n:])
+            own = own + product(self.equation.common_diffusion(t, x, law), v[..., n:])
         return (math.sqrt(self.clock.dt) * own).view(y.shape)
 
     def f_and_g_prod(self, step: Any, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,43 +150,22 @@ class ParticleSystem:
     def _self_derivative(self, t: float, x: Tensor) -> Tensor:
         """Σ_j (∂_x G_j) G_j over the columns of own and common diffusion, law frozen."""
         law = self._frozen(x)
-        total = _along_columns(lambda z: self.equation.diffusion(t, z, law), x)
+        total = along_columns(lambda z: self.equation.diffusion(t, z, law), x)
         if self.equation.has_common_noise:
-            total = total + _along_columns(lambda z: self.equation.common_diffusion(t, z, law), x)
+            total = total + along_columns(lambda z: self.equation.common_diffusion(t, z, law), x)
         return total
 
 
-class InPlaceEuler(Euler):  # type: ignore[misc]
-    """torchsde's Euler step, written into one buffer: x += h·b + √h·σ·ξ in a single pass of the noise kernel."""
+class InPlace(Euler):  # type: ignore[misc]
+    """A transport of `methods` in torchsde's loop: it overwrites the state."""
 
+    transport: Transport
     noise: Noise
 
     def step(self, t0: Any, t1: Any, y0: Tensor, extra0: Any) -> tuple[Tensor, tuple[()]]:
         """One step; y0 is overwritten."""
         system: ParticleSystem = self.sde
-        equation, step = system.equation, int(t0)
-        t, h = system.clock.time(step), system.clock.dt
-        mu = equation.measure(y0)
-        drift = equation.drift(t, y0, mu)
-        sigma = equation.diffusion(t, y0, mu)
-        shift = None
-        if equation.has_common_noise:
-            # Before the own noise moves y0: both coefficients belong to the start of the step.
-            w = self.noise.increment(
-                step, (y0.shape[0], 1, equation.n_common), stream=Stream.COMMON, dtype=y0.dtype, device=y0.device
-            )
-            shift = math.sqrt(h) * _product(equation.common_diffusion(t, y0, mu), w)
-        if isinstance(sigma, Tensor) and sigma.ndim == y0.ndim + 1:
-            w = self.noise.increment(step, (*y0.shape[:2], sigma.shape[-1]), dtype=y0.dtype, device=y0.device)
-            # Before y0 moves: σ may be a view of it.
-            noise_term = _product(sigma, w)
-            y0.add_(drift, alpha=h).add_(noise_term, alpha=math.sqrt(h))
-        else:
-            if isinstance(sigma, Tensor):
-                sigma = sigma.expand_as(y0).contiguous()
-            self.noise.euler_(y0, drift.contiguous(), h, sigma, step)
-        if shift is not None:
-            y0.add_(shift)
+        self.transport(system.equation, system.clock, self.noise, int(t0), y0)
         return y0, ()
 
 
@@ -210,7 +176,7 @@ def integrate(
     last: int,
     clock: Clock,
     noise: Noise,
-    method: str,
+    method: Method,
     stops: Iterable[int],
     watch: Callable[[int, Tensor], None],
     progress: Callable[[int], None] = lambda step: None,
@@ -220,12 +186,12 @@ def integrate(
 
     Args:
         equation: the checked scenario.
-        x: state (R, N, d) at step `first`, contiguous; overwritten by Euler.
+        x: state (R, N, d) at step `first`, contiguous; overwritten by the transports that work in place.
         first: step of x.
         last: step to stop at.
         clock: step to time.
         noise: the keyed noise.
-        method: one of METHODS, already accepted by `check_method`.
+        method: transport and reaction, already accepted by `check_method`.
         stops: increasing steps in (first, last] at which `watch(step, state)` is called. The state is a buffer that
             the next step overwrites.
         watch: called at each stop; what it raises ends the run.
@@ -241,10 +207,10 @@ def integrate(
     """
     if first == last:
         return first, x
-    solver = _scheme(equation, x, clock, noise, method)
-    march = _March(solver, first, x, stops, watch, progress, interrupted)
+    solver = _scheme(equation, x, clock, noise, method.transport)
+    march = _March(solver, noise, method.reaction, first, x, stops, watch, progress, interrupted)
     # Whole numbers as Python floats cost a microsecond less per comparison; SRK takes square roots of tensors.
-    ends: Any = torch.tensor([first, last], dtype=torch.float64) if method == "srk" else [float(first), float(last)]
+    ends: Any = torch.tensor([first, last], dtype=torch.float64) if solver.sde.rows else [float(first), float(last)]
     with torch.no_grad(), contextlib.suppress(_Interrupted):
         solver.integrate(x.view(-1, x.shape[-1]) if solver.sde.rows else x, ends, ())
     return march.step, march.state
@@ -255,7 +221,7 @@ class _Interrupted(Exception):
 
 
 class _March:
-    """A scheme's step with what surrounds it: frozen law, projection, finiteness, stops.
+    """A scheme's step with what surrounds it: frozen law, projection, births and deaths, finiteness, stops.
 
     torchsde's loop calls it in place of the step. The state is taken from here because the loop's own outputs are
     interpolated (an infinity becomes NaN there) and copied.
@@ -264,6 +230,8 @@ class _March:
     def __init__(
         self,
         solver: Any,
+        noise: Noise,
+        reaction: str,
         first: int,
         x: Tensor,
         stops: Iterable[int],
@@ -276,7 +244,9 @@ class _March:
         self._stops = iter(stops)
         self._next_stop = next(self._stops, -1)
         self._watch, self._progress, self._interrupted = watch, progress, interrupted
-        self._finite, self._finite_step = x.clone(), first
+        self._noise, self._react = noise, REACTIONS[reaction] if reaction else None
+        self._finite_step = first
+        self._keep(x)
         self.step, self.state = first, x
         solver.step = self
 
@@ -302,24 +272,35 @@ class _March:
 
     def _advance(self, start: Any, end: Any, y: Tensor) -> Tensor:
         equation = self._system.equation
-        if not isinstance(self._solver, InPlaceEuler):
+        if not isinstance(self._solver, InPlace):
             self._system.freeze(y)
         y, _ = self._scheme_step(start, end, y, ())
         if equation.has_projection:
-            y = equation.project(y.view(self._system.shape)).contiguous().view(y.shape)
+            t = self._system.clock.time(end)
+            y = equation.project(t, y.view(self._system.shape)).contiguous().view(y.shape)
+        if self._react is not None:
+            t, h = self._system.clock.time(end), self._system.clock.dt
+            equation.count(self._react(equation, t, h, self._noise, int(start), y.view(self._system.shape)))
         return y
+
+    def _keep(self, x: Tensor) -> None:
+        """The last state known to be finite, to replay from."""
+        weights = self._system.equation.weights
+        self._finite = x.clone()
+        self._finite_weights = None if weights is None else weights.clone()
 
     def _check(self, step: int, y: Tensor) -> None:
         # One pass: the sum of a state with an infinity or NaN is not finite. Large finite states may overflow too.
         if not bool(torch.isfinite(y.sum())) and not bool(torch.isfinite(y).all()):
             self._raise_first_bad(step)
         if step - self._finite_step >= CHECK_EVERY:
-            self._finite.copy_(y)
+            self._keep(y)
             self._finite_step = step
 
     def _raise_first_bad(self, last: int, cause: Exception | None = None) -> None:
         """Replays from the last finite state: noise is a function of the step, so the replay is exact."""
         y = self._finite.clone().view(-1, self._finite.shape[-1]) if self._system.rows else self._finite.clone()
+        self._system.equation.weights = self._finite_weights
         for step in range(self._finite_step, last):
             ends = torch.tensor([step, step + 1], dtype=torch.float64)
             y = self._advance(ends[0], ends[1], y)
@@ -330,104 +311,6 @@ class _March:
                 value, time = float(state[replica, particle, component]), self._system.clock.time(step + 1)
                 raise BlowUp(self._system.equation.name, step + 1, time, replica, particle, value) from cause
         raise RuntimeError("a state that was not finite was finite when replayed: the drift is not deterministic.")
-
-
-def check_method(equation: Equation, method: str, x: Tensor, times: Iterable[float] = (0.0,)) -> None:
-    """Refuses schemes that would be silently wrong for this equation, as far as probes at the given times can tell.
-
-    Raises:
-        ValueError: unknown scheme, or one that is not right here, with the reason and a scheme that is.
-
-    """
-    if method not in METHODS:
-        raise ValueError(
-            f"unknown method {method!r}; expected one of {', '.join(METHODS)}. Adaptive schemes are not offered: one "
-            "step size would couple the replicas."
-        )
-    if method == "euler" or equation.is_additive:
-        return
-    for t in times:
-        if method in ("milstein", "srk"):
-            _check_row_wise(equation, method, x, t)
-        _check_derivative(equation, method, x, t)
-
-
-def _check_row_wise(equation: Equation, method: str, x: Tensor, t: float) -> None:
-    """Milstein and SRK without Lévy areas need commuting noise: component k of σ a function of x_k (and t, m)."""
-    if equation.has_common_noise:
-        raise ValueError(
-            f"method {method!r} would be wrong for {equation.name}: common and own noise do not commute when a "
-            "diffusion depends on the state. Use 'euler', or 'heun' (right law, strong order ½)."
-        )
-    if equation.form == "general":
-        raise ValueError(
-            f"method {method!r} needs a diagonal diffusion; {equation.name}.diffusion is general (..., N, d, m). Use "
-            "'euler', or 'heun' (right law, strong order ½)."
-        )
-    moved = _response(equation, x, t)
-    if moved is not None:
-        raise ValueError(
-            f"method {method!r} would be wrong for {equation.name}: {moved}. Use 'euler', or 'heun' (right law, strong "
-            "order ½)."
-        )
-
-
-def _response(equation: Equation, x: Tensor, t: float) -> str | None:
-    """What σ, at a frozen law, depends on besides its own component: found by moving one particle."""
-    law = equation.measure(x)
-    with torch.no_grad():
-        before = _full(equation.diffusion(t, x, law), x)
-        for component in range(min(x.shape[-1], 16)):
-            y = x.clone()
-            y[:, 0, component] += 0.37 * (1 + y[:, 0, component].abs())
-            changed = (_full(equation.diffusion(t, y, law), y) != before).any(0)
-            if bool(changed[1:].any()):
-                return "σ at one particle depends on another through x; take means from mu, which is frozen over a step"
-            others = [k for k in range(x.shape[-1]) if k != component and bool(changed[0, k])]
-            if others:
-                return (
-                    f"component {others[0]} of σ depends on component {component} of x, so the noise does not commute"
-                )
-    return None
-
-
-def _check_derivative(equation: Equation, method: str, x: Tensor, t: float) -> None:
-    """∂σ comes from automatic differentiation: a detached σ would give a silent zero."""
-    law = equation.measure(x)
-    _compare_derivative(equation.name + ".diffusion", lambda z: equation.diffusion(t, z, law), method, x)
-    if equation.has_common_noise:
-        name = equation.name + ".common_diffusion"
-        _compare_derivative(name, lambda z: equation.common_diffusion(t, z, law), method, x)
-
-
-def _compare_derivative(name: str, sigma: Callable[[Tensor], float | Tensor], method: str, x: Tensor) -> None:
-    direction = torch.cos(torch.arange(x.numel(), dtype=x.dtype, device=x.device)).reshape(x.shape)
-    with torch.no_grad():
-        try:
-            (slope,) = _directional(sigma, x, [direction])
-        except (RuntimeError, NotImplementedError) as problem:
-            raise ValueError(
-                f"method {method!r} differentiates {name}, which torch cannot do here ({problem}). Write it with "
-                "differentiable torch operations, or use 'euler'."
-            ) from problem
-        eps = 1e-2 if x.dtype == torch.float32 else 1e-5
-        quotient = (_full(sigma(x + eps * direction), x) - _full(sigma(x - eps * direction), x)) / (2 * eps)
-    # A kink near a few particles is no fault, a derivative that is missing at most of them is.
-    telling = quotient.abs() > 0.05
-    wrong = telling & ((slope - quotient).abs() > 0.2 * quotient.abs())
-    if int(wrong.sum()) * 2 > int(telling.sum()):
-        where = tuple(torch.nonzero(wrong)[0].tolist())
-        raise ValueError(
-            f"method {method!r} needs the derivative of {name}, but the automatic one ({float(slope[where]):.4g}) "
-            f"differs from a difference quotient ({float(quotient[where]):.4g}): it detaches its input or leaves "
-            "torch. Use 'euler'."
-        )
-
-
-def _full(value: float | Tensor, x: Tensor) -> Tensor:
-    if not isinstance(value, Tensor):
-        return torch.full_like(x, value)
-    return value.expand(*x.shape, value.shape[-1]) if value.ndim == x.ndim + 1 else value.expand_as(x)
 
 
 def _noise_type(equation: Equation, method: str) -> str:
@@ -449,48 +332,8 @@ def _scheme(equation: Equation, x: Tensor, clock: Clock, noise: Noise, method: s
         "dt_min": 0.0,
         "options": {},
     }
-    if method == "euler":
-        scheme = InPlaceEuler(**settings)
-        scheme.noise = noise
+    if method in IN_PLACE:
+        scheme = InPlace(**settings)
+        scheme.transport, scheme.noise = IN_PLACE[method], noise
         return scheme
     return torchsde_methods.select(method=method, sde_type=system.sde_type)(**settings)
-
-
-def _product(sigma: float | Tensor, w: Tensor) -> Tensor:
-    """σ w for each form of σ.    w: (R, N or 1, m) -> (R, N or 1, d)."""
-    if isinstance(sigma, Tensor) and sigma.ndim == w.ndim + 1:
-        return torch.matmul(sigma, w.unsqueeze(-1)).squeeze(-1)
-    return sigma * w
-
-
-def _along_columns(sigma: Callable[[Tensor], float | Tensor], x: Tensor) -> Tensor:
-    """Σ_j (∂_x G_j) G_j, (R, N, d), for G = σ(x) in any of its forms, row by row."""
-    value = sigma(x)
-    if not isinstance(value, Tensor):
-        return torch.zeros_like(x)
-    columns = _full(value, x)
-    total = torch.zeros_like(x)
-    if columns.ndim == x.ndim:
-        for k, slope in enumerate(_directional(sigma, x, torch.diag_embed(columns).unbind(-1))):
-            total[..., k] = slope[..., k]
-    else:
-        for j, slope in enumerate(_directional(sigma, x, columns.unbind(-1))):
-            total = total + slope[..., j]
-    return total
-
-
-def _directional(sigma: Callable[[Tensor], float | Tensor], x: Tensor, directions: Iterable[Tensor]) -> list[Tensor]:
-    """∂_x σ along each direction, by differentiating the adjoint u ↦ uᵀ∂σ, which is linear in u.
-
-    (torch's forward mode would do it in one pass, but loads its deprecated compiler.)
-    """
-    with torch.enable_grad():
-        at = x.detach().requires_grad_()
-        value = _full(sigma(at), at)
-        if not value.requires_grad:
-            return [torch.zeros_like(value) for _ in directions]
-        u = torch.zeros_like(value, requires_grad=True)
-        (adjoint,) = torch.autograd.grad(value, at, u, create_graph=True, allow_unused=True, materialize_grads=True)
-        if not adjoint.requires_grad:
-            return [torch.zeros_like(value) for _ in directions]
-        return [torch.autograd.grad(adjoint, u, v, retain_graph=True)[0] for v in directions]

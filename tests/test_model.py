@@ -210,9 +210,15 @@ def test_reserved_are_the_settings_the_dimensions_and_the_variables():
     assert {"position", "weight", "save_every", "method", "device", "dtype", "noise", "store"} < RESERVED
 
 
-def test_jumps_are_refused():
-    with pytest.raises(TypeError, match="defines birth_death_rate, which the engine does not simulate"):
-        at_the_door(scenario(birth_death_rate=lambda self, t, x, mu: x[..., 0]))
+def test_a_rate_of_births_and_deaths_is_one_number_for_each_particle():
+    assert at_the_door(scenario(birth_death_rate=lambda self, t, x, mu: x[..., 0])).has_birth_death
+    assert not at_the_door(Plain()).has_birth_death
+    with pytest.raises(ValueError, match=r"birth_death_rate returned shape \(2, 4, 3\) .* expected .* \(2, 4\)"):
+        at_the_door(scenario(birth_death_rate=lambda self, t, x, mu: x))
+    with pytest.raises(ValueError, match="birth_death_rate returned a float"):
+        at_the_door(scenario(birth_death_rate=lambda self, t, x, mu: 1.0))
+    with pytest.raises(ValueError, match="birth_death_rate is not finite at the initial state"):
+        at_the_door(scenario(birth_death_rate=lambda self, t, x, mu: x[..., 0] / 0.0))
 
 
 def test_a_projection_keeps_the_shape_and_does_not_touch_the_initial_state():
@@ -221,7 +227,7 @@ def test_a_projection_keeps_the_shape_and_does_not_touch_the_initial_state():
     equation = at_the_door(scenario(project=lambda self, y: y.clamp_(-0.1, 0.1)), x)
     assert equation.has_projection
     assert torch.equal(x, before)
-    assert equation.project(x.clone()).abs().max() <= 0.1
+    assert equation.project(0.0, x.clone()).abs().max() <= 0.1
     with pytest.raises(ValueError, match=r"project returned shape \(2, 4, 1\)"):
         at_the_door(scenario(project=lambda self, y: y[..., :1]))
 

@@ -394,7 +394,7 @@ def test_an_existing_store_is_overwritten_only_when_asked(tmp_path):
         ({"dtype": "float32"}, TypeError, "dtype = 'float32'; expected torch.float32 or torch.float64."),
         ({"device": "abacus"}, ValueError, "device = 'abacus' is no torch device; expected 'cpu', 'cuda' or 'cuda:1'."),
         ({"method": "rk4"}, ValueError, "unknown method 'rk4'; expected one of euler, milstein, srk, heun, midpoint, "
-         "euler_heun."),
+         "euler_heun"),
         ({"horizon": 2.0**32, "dt": 1.0}, ValueError, "horizon/dt times substeps = 4294967296 exceeds the noise's "
          "counters; it must be below 2^32."),
         ({"horizon": 2.0**31, "dt": 1.0, "noise": Noise(0, substeps=2)}, ValueError, "must be below 2^32."),

@@ -20,7 +20,7 @@ import torchsde
 from torch import Tensor
 
 import mfsde
-from mfsde import solver
+from mfsde import methods, solver
 from mfsde.model import Equation
 from mfsde.noise import Noise, Stream
 from mfsde.scenarios import MeanFieldOU
@@ -288,15 +288,15 @@ def test_euler_in_place_is_torchsdes_euler(kind, common, substeps):
     torch.testing.assert_close(path[-1], theirs, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("method", solver.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_a_scheme_takes_whole_steps_however_late_it_is(method):
     # A float clock that adds dt takes 11 steps of 0.1 to reach 1, and in float32 never leaves t = 1e4 with dt = 1e-4.
     scenario, x = Mixed(), torch.zeros(1, 2, 2)
     equation = Equation(scenario, x)
     first, seen = 10**8, []
     reached, _ = solver.integrate(
-        equation, x, first, first + 3, solver.Clock(1e-4), Noise(0), method, [first + 1, first + 2, first + 3],
-        lambda step, state: seen.append((step, state.clone())),
+        equation, x, first, first + 3, solver.Clock(1e-4), Noise(0), methods.Method(method),
+        [first + 1, first + 2, first + 3], lambda step, state: seen.append((step, state.clone())),
     )  # fmt: skip
     assert reached == first + 3
     assert [step for step, _ in seen] == [first + 1, first + 2, first + 3]
@@ -317,7 +317,7 @@ def test_the_drift_is_asked_at_step_times_dt_and_once_per_euler_step():
     assert asked == [0.0, *(step * 0.1 for step in range(10))]
 
 
-@pytest.mark.parametrize("method", solver.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_nothing_is_drawn_from_torchs_or_numpys_generators(method):
     scenario = Mixed("diagonal")
     torch.manual_seed(1)
@@ -335,7 +335,7 @@ def test_torchsdes_own_brownian_motion_is_never_built(monkeypatch):
 
     for name in ("BrownianInterval", "BrownianPath", "BrownianTree"):
         monkeypatch.setattr(getattr(torchsde, name), "__init__", refuse)
-    for method in solver.METHODS:
+    for method in methods.METHODS:
         final(Mixed("constant"), n_particles=3, horizon=0.2, dt=0.1, seed=0, method=method)
 
 
@@ -379,7 +379,7 @@ def test_without_noise_they_see_the_drift_at_their_stages_times(method):
     assert math.log2(errors[0] / errors[1]) > 1.9
 
 
-@pytest.mark.parametrize("method", solver.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 @pytest.mark.parametrize("scenario", [Brownian(0.7, (0.2, 0.1)), Brownian((0.7, 0.3), (0.2, 0.1))])
 def test_a_coarse_run_and_a_fine_run_share_their_brownian_path(method, scenario):
     shared = {"n_particles": 5, "n_replicas": 2, "horizon": 1.2, "seed": 6, "method": method}
@@ -389,7 +389,7 @@ def test_a_coarse_run_and_a_fine_run_share_their_brownian_path(method, scenario)
     assert not torch.allclose(coarse[1:], positions(scenario, dt=0.3, save_every=1, **shared)[1:], atol=0.01)
 
 
-@pytest.mark.parametrize("method", solver.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 @pytest.mark.parametrize(("n", "r"), [(1, 1), (4, 4), (1, 3), (5, 1)])
 def test_a_component_does_not_see_how_many_others_there_are(method, n, r):
     # torchsde takes a three-dimensional g with a single column for scalar noise, and drops its last axis.
@@ -455,7 +455,7 @@ def test_particles_that_are_permuted_at_the_start_are_permuted_at_the_end(common
     assert not torch.allclose(permuted, straight)
 
 
-@pytest.mark.parametrize("method", solver.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_float32_and_float64_runs_follow_one_path(method):
     settings = {"n_particles": 30, "n_replicas": 2, "horizon": 1.0, "dt": 0.02, "seed": 8, "method": method}
     for scenario in (MeanFieldOU(), Geometric()):
@@ -585,7 +585,7 @@ def order_against_solution(scenario: Any, method: str) -> Slope:
 
 
 @pytest.mark.parametrize("scenario", [Geometric(), HyperbolicSine()], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("method", solver.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_strong_order_for_diagonal_noise_against_the_ito_solution(method, scenario):
     # Kloeden, Platen (1992), theorems 10.2.2 (Euler) and 10.3.5 (Milstein); Rößler (2010) for SRK.
     measured = order_against_solution(scenario, method)
@@ -637,7 +637,7 @@ def additive_reference() -> Tensor:
 ADDITIVE_ORDERS = {"euler": 1.0, "milstein": 1.0, "srk": 1.5, "heun": 1.0, "midpoint": 1.0, "euler_heun": 1.0}
 
 
-@pytest.mark.parametrize("method", solver.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_strong_order_for_additive_noise(method):
     # Milstein's term vanishes, so Euler has order 1; SRK has the iterated integral of W, hence 1.5.
     errors = strong_errors(Additive(), method, ADDITIVE_STEPS, 1024, additive_reference())
@@ -893,7 +893,7 @@ def test_deviations_from_the_mean_do_not_depend_on_the_common_noise():
     assert float((with_common - without).abs().min()) > 1e-3
 
 
-@pytest.mark.parametrize("method", solver.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_particles_of_a_replica_share_the_common_noise_bit_for_bit_and_replicas_do_not(method):
     @dataclass(frozen=True)
     class Driven(Brownian):
@@ -959,7 +959,7 @@ def test_other_processes_are_not_half_normal(fault):
     assert not is_half_normal(final(fault, n_particles=200, n_replicas=100, horizon=1.0, dt=0.1, seed=7), 1.0)
 
 
-@pytest.mark.parametrize("method", solver.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_projection_follows_every_step_of_every_scheme(method):
     path = positions(Reflected(), n_particles=6, n_replicas=2, horizon=1.0, dt=0.1, seed=7, save_every=1, method=method)
     x = path[0]
@@ -970,7 +970,7 @@ def test_projection_follows_every_step_of_every_scheme(method):
     assert torch.equal(sparse[-1], path[-1])
 
 
-@pytest.mark.parametrize("method", solver.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_a_torus_wraps_the_path_of_the_line(method):
     run = {"n_particles": 6, "n_replicas": 2, "horizon": 4.0, "dt": 0.1, "seed": 7, "save_every": 1, "method": method}
     torus, line = positions(Torus(), **run), positions(Brownian(), **run)
@@ -1050,7 +1050,7 @@ def first_bad(h: float) -> tuple[int, int, int]:
     return step, replica, particle
 
 
-@pytest.mark.parametrize("method", solver.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 @pytest.mark.parametrize("dt", [0.02, 1e-3])
 def test_a_blow_up_names_its_first_bad_step_time_replica_and_particle(method, dt):
     step, replica, particle = first_bad(dt)
@@ -1180,7 +1180,7 @@ def test_schemes_that_need_commuting_noise_refuse_the_rest(method, scenario, mes
     assert bool(torch.isfinite(small(scenario, "heun")).all())
 
 
-@pytest.mark.parametrize("method", [m for m in solver.METHODS if m != "euler"])
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if m != "euler"])
 def test_a_diffusion_without_derivative_is_refused_where_one_is_needed(method):
     with pytest.raises(ValueError, match=rf"'{method}' needs the derivative of Detached.diffusion.*detaches its input"):
         small(Detached(), method)
@@ -1207,5 +1207,5 @@ def test_kinks_and_vanishing_diffusions_are_not_refused():
         def diffusion(self, t, x, mu):
             return x.abs() * self.sigma
 
-    for method in solver.METHODS:
+    for method in methods.METHODS:
         assert bool(torch.isfinite(small(Kinked(0.3, (0.0, 1.0)), method)).all())
