@@ -7,8 +7,7 @@ Conventions. The functional derivative is normalised by ∫ δF/δm(m)(x) m(dx) 
 the second variation along (δ_x - m, δ_y - m), so it integrates to zero in either argument. (Deriving δF/δm once more
 gives δ²F/δm²(x, y) - δF/δm(y), which is not symmetric.) D_mF = ∇_x δF/δm.
 
-Derivatives are computed on detached tensors and returned detached; gradients of a run with respect to parameters are
-another matter.
+Derivatives are computed on detached tensors and returned detached, except while a run is differentiated (`tape`).
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .measure import PAIRWISE_FLOATS, EmpiricalMeasure
+from .tape import constant, is_recording, values, variable
 
 
 class Energy:
@@ -50,7 +50,7 @@ class Energy:
             points, weights = _joined(mu, x)
             (slope,) = _gradient(self._value(EmpiricalMeasure.signed(points, weights, mu.period)).sum(), [weights])
         n = mu.n_particles
-        return slope[..., n:] - (mu.weights.detach() * slope[..., :n]).sum(-1, keepdim=True)
+        return slope[..., n:] - (constant(mu.weights) * slope[..., :n]).sum(-1, keepdim=True)
 
     def variation(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """δF/δm(m)(x) up to a constant, at the cost of x alone: for fixed points.    x: (..., M, d) -> (..., M)."""
@@ -65,14 +65,14 @@ class Energy:
         self._check(mu)
         if x is mu.points and (mu.is_uniform or bool((mu.weights > 0).all())):
             with torch.enable_grad():
-                points = x.detach().requires_grad_()
+                points = variable(x)
                 at = EmpiricalMeasure(points, period=mu.period)
                 if not mu.is_uniform:
-                    at = EmpiricalMeasure.signed(points, mu.weights.detach(), mu.period)
+                    at = EmpiricalMeasure.signed(points, constant(mu.weights), mu.period)
                 (slope,) = _gradient(self._value(at).sum(), [points])
-            return slope * mu.n_particles if mu.is_uniform else slope / mu.weights.detach().unsqueeze(-1)
+            return slope * mu.n_particles if mu.is_uniform else slope / constant(mu.weights).unsqueeze(-1)
         with torch.enable_grad():
-            at_x = mu.beside(x).detach().clone().requires_grad_()
+            at_x = variable(mu.beside(x).clone())
             points, weights = _joined(mu, at_x)
             value = self._value(EmpiricalMeasure.signed(points, weights, mu.period)).sum()
             (slope,) = _gradient(value, [weights], create_graph=True)
@@ -91,9 +91,9 @@ class Energy:
             value = self._value(EmpiricalMeasure.signed(points, weights, mu.period)).sum()
             (slope,) = _gradient(value, [weights], create_graph=True)
             of_x = [_gradient(slope[..., n + i].sum(), [weights], retain_graph=True)[0] for i in range(m)]
-            (of_m,) = _gradient((mu.weights.detach() * slope[..., :n]).sum(), [weights], retain_graph=True)
+            (of_m,) = _gradient((constant(mu.weights) * slope[..., :n]).sum(), [weights], retain_graph=True)
         rows = torch.stack(of_x, dim=-2) - of_m.unsqueeze(-2)
-        return rows[..., n + m :] - (mu.weights.detach().unsqueeze(-2) * rows[..., :n]).sum(-1, keepdim=True)
+        return rows[..., n + m :] - (constant(mu.weights).unsqueeze(-2) * rows[..., :n]).sum(-1, keepdim=True)
 
     def __add__(self, other: Energy) -> Energy:
         if not isinstance(other, Energy):
@@ -109,22 +109,22 @@ class Energy:
             return NotImplemented
         return self
 
-    def __mul__(self, factor: float) -> Energy:
-        if not isinstance(factor, numbers.Real):
+    def __mul__(self, factor: float | Tensor) -> Energy:
+        if not _is_number(factor):
             return NotImplemented
         return Sum([(factor * c, term) for c, term in self._terms()])
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> Energy:
-        if not isinstance(divisor, numbers.Real):
+    def __truediv__(self, divisor: float | Tensor) -> Energy:
+        if not _is_number(divisor):
             return NotImplemented
         return self * (1.0 / divisor)
 
     def __neg__(self) -> Energy:
         return (-1.0) * self
 
-    def _terms(self) -> Iterator[tuple[float, Energy]]:
+    def _terms(self) -> Iterator[tuple[Any, Energy]]:
         yield 1.0, self
 
     def _check(self, mu: EmpiricalMeasure) -> None:
@@ -138,15 +138,15 @@ class Energy:
 class Sum(Energy):
     """Σ_k c_k F_k; each term keeps its own way of being differentiated."""
 
-    def __init__(self, terms: list[tuple[float, Energy]]) -> None:
+    def __init__(self, terms: list[tuple[Any, Energy]]) -> None:
         self.terms = terms
 
-    def _terms(self) -> Iterator[tuple[float, Energy]]:
+    def _terms(self) -> Iterator[tuple[Any, Energy]]:
         yield from self.terms
 
     def __call__(self, mu: EmpiricalMeasure) -> Tensor:
         """Σ_k c_k F_k(mu)."""
-        return self._combine(lambda term: term(mu))
+        return self._combine(lambda term: term(mu), lambda c: c)
 
     def functional_derivative(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """Σ_k c_k δF_k/δm."""
@@ -164,11 +164,12 @@ class Sum(Energy):
         """Σ_k c_k δ²F_k/δm²."""
         return self._combine(lambda term: term.second_derivative(mu, x, y))
 
-    def _combine(self, part: Callable[[Energy], Tensor]) -> Tensor:
+    def _combine(self, part: Callable[[Energy], Tensor], factor: Callable[[Any], Any] | None = None) -> Tensor:
+        factor = _constant_factor if factor is None else factor
         (first, term), *rest = self.terms
-        total = first * part(term)
+        total: Tensor = factor(first) * part(term)
         for c, term in rest:
-            total = total + c * part(term)
+            total = total + factor(c) * part(term)
         return total
 
 
@@ -182,14 +183,14 @@ class Potential(Energy):
     def functional_derivative(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """V(x) - ∫ V dm."""
         self._check(mu)
-        with torch.no_grad():
+        with values():
             x = mu.beside(x)
             return self._function(x) - mu.integrate(self._function).unsqueeze(-1)
 
     def variation(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """V(x)."""
         self._check(mu)
-        with torch.no_grad():
+        with values():
             return self._function(mu.beside(x))
 
     def intrinsic_derivative(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
@@ -215,19 +216,21 @@ class Interaction(Energy):
     def functional_derivative(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """(W * m)(x) - ∬ W dm dm."""
         self._check(mu)
-        with torch.no_grad():
+        with values():
             mean = mu.integrate(lambda y: mu.convolve(self._kernel, y))
             return mu.convolve(self._kernel, x) - mean.unsqueeze(-1)
 
     def variation(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """(W * m)(x)."""
         self._check(mu)
-        with torch.no_grad():
+        with values():
             return mu.convolve(self._kernel, x)
 
     def intrinsic_derivative(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """(∇W * m)(x)."""
         self._check(mu)
+        if is_recording():
+            return mu.convolve(self._slope, x)
         rows = max(1, PAIRWISE_FLOATS // max(1, mu.points.numel()))
         fixed = EmpiricalMeasure.signed(mu.points.detach(), mu.weights.detach(), mu.period)
         x = mu.beside(x)
@@ -243,11 +246,17 @@ class Interaction(Energy):
         """W(x - y) - (W * m)(x) - (W * m)(y) + ∬ W dm dm."""
         self._check(mu)
         x, y = mu.beside(x), mu.beside(y)
-        with torch.no_grad():
+        with values():
             pairs = self._kernel(mu.displacement(x.unsqueeze(-2), y.unsqueeze(-3)))
             at_x, at_y = mu.convolve(self._kernel, x), mu.convolve(self._kernel, y)
             mean = mu.integrate(lambda z: mu.convolve(self._kernel, z))
             return pairs - at_x.unsqueeze(-1) - at_y.unsqueeze(-2) + mean[..., None, None]
+
+    def _slope(self, z: Tensor) -> Tensor:
+        """∇W(z) with its graph; evaluated anew in backward passes, whose threads know of no tape."""
+        with torch.enable_grad():
+            at = z.view_as(z) if z.requires_grad else z.detach().requires_grad_()
+            return _gradient(self._kernel(at).sum(), [at], create_graph=True)[0]
 
     def _check(self, mu: EmpiricalMeasure) -> None:
         if self._checked:
@@ -279,9 +288,9 @@ def interaction(kernel: Callable[[Tensor], Tensor]) -> Energy:
 
 
 def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """∇V at every point, for V acting row by row.    x: (..., N, d) -> (..., N, d), detached."""
+    """∇V at every point, for V acting row by row.    x: (..., N, d) -> (..., N, d), detached unless recording."""
     with torch.enable_grad():
-        at = x.detach().requires_grad_()
+        at = variable(x)
         value = function(at)
         if value.shape != at.shape[:-1]:
             raise ValueError(
@@ -296,17 +305,28 @@ def _gradient(output: Tensor, inputs: list[Tensor], **options: Any) -> list[Tens
     """Gradients that are zero, not missing, where the output does not depend on the input."""
     if not output.requires_grad:
         return [torch.zeros_like(z) for z in inputs]
+    if is_recording():
+        options["create_graph"] = True
     found = torch.autograd.grad(output, inputs, allow_unused=True, **options)
     slopes = [torch.zeros_like(z) if g is None else g for g, z in zip(found, inputs, strict=True)]
     return slopes if options.get("create_graph") else [g.detach() for g in slopes]
 
 
+def _is_number(factor: Any) -> bool:
+    """Parameters of an energy are tensors while a run is differentiated."""
+    return isinstance(factor, numbers.Real) or (isinstance(factor, Tensor) and factor.ndim == 0)
+
+
+def _constant_factor(factor: float | Tensor) -> float | Tensor:
+    return constant(factor) if isinstance(factor, Tensor) else factor
+
+
 def _joined(mu: EmpiricalMeasure, x: Tensor) -> tuple[Tensor, Tensor]:
     """The atoms of μ and, with weight zero, the points x: where weights are differentiated."""
     lead = mu.points.shape[:-2]
-    points = torch.cat([mu.points.detach(), mu.beside(x)], dim=-2)
+    points = torch.cat([constant(mu.points), mu.beside(x)], dim=-2)
     extra = mu.points.new_zeros((*lead, x.shape[-2]))
-    weights = torch.cat([mu.weights.detach(), extra], dim=-1).requires_grad_()
+    weights = torch.cat([constant(mu.weights), extra], dim=-1).requires_grad_()
     return points, weights
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .tape import is_recording, stacked
+
 # Reductions over particles run in blocks of this many rows, so that their rounding depends neither on the
 # number of threads nor on how many replicas share the batch.
 BLOCK = 4096
@@ -271,7 +273,7 @@ def period_lengths(period: Period, dim: int) -> list[float]:
 
 
 def _tensor(value: Any, name: str) -> Tensor:
-    tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    tensor = stacked(value).cpu() if is_recording() else torch.as_tensor(value, dtype=torch.float64).detach().cpu()
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} = {tensor.tolist()} is not finite; a law needs finite parameters.")
     return tensor
@@ -596,6 +598,12 @@ class Mixture(Law):
         """The quantile of Φ(z) in one dimension; above, the component that Φ(z_0) falls into."""
         if self.dim == 1:
             return self.quantile(_normal_cdf(z.double())).to(z.dtype)
+        if self.weights.requires_grad:
+            raise ValueError(
+                f"Mixture: in dimension {self.dim} a sample jumps from one component to another as the weights change, "
+                "so it has no derivative with respect to them. Differentiate the components' parameters, or compare "
+                "runs with the same seed."
+            )
         u = _normal_cdf(z[..., :1].double())
         edges = self.weights.cumsum(0).to(z.device)
         chosen = torch.searchsorted(edges, u).clamp(max=len(self.components) - 1)
@@ -617,25 +625,38 @@ class Mixture(Law):
         """P(X <= x), one dimension only."""
         _one_dimensional(self, "cdf")
         parts = zip(self.weights, self.components, strict=True)
-        return torch.stack([float(p) * law.cdf(x) for p, law in parts]).sum(0)  # type: ignore[attr-defined]
+        return torch.stack([_share(p) * law.cdf(x) for p, law in parts]).sum(0)  # type: ignore[attr-defined]
 
     def quantile(self, u: Tensor) -> Tensor:
         """Inverse of the distribution function by bisection to float64 rounding, one dimension only."""
         _one_dimensional(self, "quantile")
         v = u.double()
         ends = torch.stack([law.quantile(v) for law in self.components])  # type: ignore[attr-defined]
-        low, high = ends.amin(0), ends.amax(0)
+        low, high = ends.amin(0).detach(), ends.amax(0).detach()
         for _ in range(64):
             middle = (low + high) / 2
-            below = self.cdf(middle) < v
+            below = self.cdf(middle).detach() < v
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return high.to(u.dtype)
+        return (self._implicit(high) if is_recording() else high).to(u.dtype)
+
+    def _implicit(self, x: Tensor) -> Tensor:
+        """The quantile x with its derivative in the parameters, dx = -dF/f: F(x) does not move with them."""
+        at = x.detach().requires_grad_()
+        (density,) = torch.autograd.grad(self.cdf(at).sum(), [at])
+        level = self.cdf(x.detach())
+        # Where an atom stands there is no density.
+        return x - torch.where(density > 0, (level - level.detach()) / density, 0.0)
 
     def as_measure(self) -> EmpiricalMeasure:
         """The components' quadratures side by side."""
         parts = [law.as_measure() for law in self.components]
         weights = [float(p) * part.weights for p, part in zip(self.weights, parts, strict=True)]
         return EmpiricalMeasure(torch.cat([part.points for part in parts]), torch.cat(weights))
+
+
+def _share(p: Tensor) -> float | Tensor:
+    """A weight of a mixture as a number; as it is where a derivative is taken."""
+    return p if p.requires_grad else float(p)
 
 
 def _one_dimensional(law: Law, what: str) -> None:

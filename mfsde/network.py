@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from .energy import Energy, _gradient
 from .measure import EmpiricalMeasure
+from .tape import constant, is_recording, recording, values, variable
 
 Feature = Callable[[Tensor, Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -167,17 +168,17 @@ class Risk(Energy):
     def predict(self, mu: EmpiricalMeasure, inputs: Tensor) -> Tensor:
         """f(z) = ∫ feature(θ, z) m(dθ), (..., n[, k]), without a graph."""
         z = inputs.to(mu.points)
-        with torch.no_grad():
+        with values():
             parts = [self._output(mu, z[rows]) for rows in self._rows(mu, len(z))]
         return torch.cat(parts, dim=mu.points.ndim - 2)
 
     def functional_derivative(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """(1/n) Σ_s ∂loss_s · (feature(x, z_s) - f(z_s))."""
         self._check(mu)
-        x = mu.beside(x).detach()
+        x = constant(mu.beside(x))
         total = x.new_zeros(x.shape[:-1])
         for z, y in self._chunks(mu):
-            with torch.no_grad():
+            with values():
                 f = self._output(mu, z)
                 r = self._residual(f, y)
                 centred = self._feature(x.unsqueeze(-2), z) - _particle_axis(f, mu)
@@ -188,6 +189,8 @@ class Risk(Energy):
         """(1/n) Σ_s ∂loss_s · ∇_θ feature(x, z_s)."""
         self._check(mu)
         x = mu.beside(x)
+        if is_recording():
+            return self._recorded_gradient(mu, x)
         if isinstance(self._feature, Neuron):
             return self._neuron_gradient(self._feature, mu, x)
         total = torch.zeros_like(x)
@@ -198,10 +201,10 @@ class Risk(Energy):
     def second_derivative(self, mu: EmpiricalMeasure, x: Tensor, y: Tensor) -> Tensor:
         """(1/n) Σ_s (φ_s(x) - f_s)ᵀ ∂²loss_s (φ_s(y) - f_s), φ_s = feature(·, z_s)."""
         self._check(mu)
-        x, y = mu.beside(x).detach(), mu.beside(y).detach()
+        x, y = constant(mu.beside(x)), constant(mu.beside(y))
         total = x.new_zeros((*x.shape[:-1], y.shape[-2]))
         for z, targets in self._chunks(mu):
-            with torch.no_grad():
+            with values():
                 f = self._output(mu, z)
                 left = self._feature(x.unsqueeze(-2), z) - _particle_axis(f, mu)
                 right = self._feature(y.unsqueeze(-2), z) - _particle_axis(f, mu)
@@ -241,7 +244,7 @@ class Risk(Energy):
         self._checked = True
 
     def _output(self, mu: EmpiricalMeasure, z: Tensor) -> Tensor:
-        if isinstance(self._feature, Neuron):
+        if isinstance(self._feature, Neuron) and not is_recording():
             theta = _batch(mu.points)
             hidden = theta.new_empty((len(theta), len(z), theta.shape[1]))
             f = self._feature.forward(theta, z, _batch(mu.weights.unsqueeze(-1)), hidden)
@@ -256,7 +259,7 @@ class Risk(Energy):
         if self._loss is logistic_loss:
             return -y * torch.sigmoid(-y * f) / n
         with torch.enable_grad():
-            at = f.detach().requires_grad_()
+            at = variable(f)
             return _gradient(self._loss(at, y).sum(), [at])[0] / n
 
     def _neuron_gradient(self, neuron: Neuron, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
@@ -287,6 +290,23 @@ class Risk(Energy):
                     f = self._output(mu, z)
             r = _particle_axis(self._residual(f, y), mu)
             total += _gradient((values * r).sum(), [theta])[0]
+
+    def _recorded_gradient(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
+        """The same with its graph: each chunk of data is evaluated once more in the backward pass."""
+        from torch.utils.checkpoint import checkpoint
+
+        def part(points: Tensor, weights: Tensor, x: Tensor, z: Tensor, y: Tensor) -> Tensor:
+            # Backward passes may run in a thread that does not know of the tape.
+            with recording():
+                f = EmpiricalMeasure.signed(points, weights).integrate(lambda t: self._feature(t.unsqueeze(-2), z))
+                theta = variable(x)
+                features = self._feature(theta.unsqueeze(-2), z)
+                return _gradient((features * _particle_axis(self._residual(f, y), mu)).sum(), [theta])[0]
+
+        total = torch.zeros_like(x)
+        for z, y in self._chunks(mu):
+            total = total + checkpoint(part, mu.points, mu.weights, x, z, y, use_reentrant=False)
+        return total
 
     def _chunks(self, mu: EmpiricalMeasure) -> Iterator[tuple[Tensor, Tensor]]:
         inputs, targets = self.data(mu.points)
@@ -357,6 +377,6 @@ def _curvature_product(loss: Loss, f: Tensor, y: Tensor, direction: Tensor) -> T
     """∂²loss/∂f² applied to each particle's direction.    (..., b[, k]), (..., M, b[, k]) -> the same."""
     axis = f.ndim - y.ndim
     with torch.enable_grad():
-        at = f.unsqueeze(axis).expand_as(direction).detach().requires_grad_()
+        at = variable(f.unsqueeze(axis).expand_as(direction))
         (slope,) = _gradient(loss(at, y).sum(), [at], create_graph=True)
         return _gradient((slope * direction).sum(), [at])[0]
