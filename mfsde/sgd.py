@@ -189,8 +189,7 @@ class NoisySGD:
 def minibatch_derivative(risk: Risk, mu: EmpiricalMeasure, x: Tensor, rows: Tensor, factor: float = 1.0) -> Tensor:
     """(c/b) Σ_s ∂loss_s · ∇_θ feature(x, z_s), s in the replica's own rows, c = factor.    x: (R, N, d), rows: (R, b).
 
-    O(N b) for a Neuron, whose gradient is one product of rank b + k; other features are differentiated replica by
-    replica.
+    O(N b d) for a Neuron, whose gradient is written out; other features are differentiated replica by replica.
     """
     risk._check(mu)
     inputs, targets = risk.data(x)
@@ -210,24 +209,28 @@ def minibatch_derivative(risk: Risk, mu: EmpiricalMeasure, x: Tensor, rows: Tens
 def _neuron_derivative(
     risk: Risk, neuron: Neuron, mu: EmpiricalMeasure, x: Tensor, z: Tensor, y: Tensor, scale: float
 ) -> Tensor:
-    """∇_α = Σ_s β·r_s σ'(α·z_s) z_s and ∇_β = Σ_s r_s σ(α·z_s), as one product.    z: (R, b, p), y: (R, b[, k])."""
+    """∇_α = Σ_s (β·r_s) σ'(α·z_s) z_s and ∇_β = Σ_s r_s σ(α·z_s), r_s scaled.    z: (R, b, p), y: (R, b[, k])."""
     activate_, slope_, offset, factor = ACTIVATIONS[neuron.activation]
     alpha, beta = neuron._split(x, z)
     hidden = activate_(torch.bmm(alpha, z.mT))
-    at_mu, outer = hidden, beta
-    if x is not mu.points:
-        inner, outer = neuron._split(mu.points, z)
-        at_mu = activate_(torch.bmm(inner, z.mT))
-    f = torch.bmm(at_mu.mT, outer * mu.weights.unsqueeze(-1) * neuron.scale)
-    r = _residuals(risk, f.view(y.shape), y).view(f.shape) * (scale * neuron.scale)
-    b, k, p = z.shape[1], beta.shape[-1], z.shape[-1]
-    left = x.new_empty((*x.shape[:2], b + k))
-    torch.bmm(hidden, r, out=left[..., b:])
-    torch.mul(slope_(hidden).mul_(factor).add_(offset), torch.bmm(beta, r.mT), out=left[..., :b])
-    right = x.new_zeros((len(x), b + k, x.shape[-1]))
-    right[:, :b, :p] = z
-    right[:, b:, p:].diagonal(dim1=-2, dim2=-1).fill_(1.0)
-    return torch.bmm(left, right)
+    inner, outer = (hidden, beta) if x is mu.points else _elsewhere(neuron, mu, z)
+    f = torch.bmm(inner.mT, outer / mu.n_particles if mu.is_uniform else outer * mu.weights.unsqueeze(-1))
+    r = _residuals(risk, f.mul_(neuron.scale).view(y.shape), y).view(f.shape) * (scale * neuron.scale)
+    total, p = torch.empty_like(x), z.shape[-1]
+    torch.bmm(hidden, r, out=total[..., p:])
+    slope_(hidden)
+    if (offset, factor) != (0.0, 1.0):
+        hidden.mul_(factor).add_(offset)
+    hidden.mul_(torch.bmm(beta, r.mT))
+    # A matrix product of rank one takes twice as long as the outer product.
+    torch.mul(hidden, z, out=total[..., :p]) if z.shape[1] == 1 else torch.bmm(hidden, z, out=total[..., :p])
+    return total
+
+
+def _elsewhere(neuron: Neuron, mu: EmpiricalMeasure, z: Tensor) -> tuple[Tensor, Tensor]:
+    """σ(α·z), (R, M, b), and β of the measure's own points."""
+    alpha, beta = neuron._split(mu.points, z)
+    return ACTIVATIONS[neuron.activation][0](torch.bmm(alpha, z.mT)), beta
 
 
 def _residuals(risk: Risk, f: Tensor, y: Tensor) -> Tensor:
