@@ -50,6 +50,7 @@ class Stream(enum.IntEnum):
     COMMON_AREA = 4
     JUMP = 5
     DATA = 6
+    REINJECTION = 7
 
 
 BRIDGE = {Stream.IDIOSYNCRATIC: Stream.AREA, Stream.COMMON: Stream.COMMON_AREA}
