@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from .tape import is_recording, variable
+
 Sigma = Callable[[Tensor], float | Tensor]
 
 
@@ -46,7 +48,7 @@ def directional(sigma: Sigma, x: Tensor, directions: Iterable[Tensor]) -> list[T
     (torch's forward mode would do it in one pass, but loads its deprecated compiler.)
     """
     with torch.enable_grad():
-        at = x.detach().requires_grad_()
+        at = variable(x)
         value = full(sigma(at), at)
         if not value.requires_grad:
             return [torch.zeros_like(value) for _ in directions]
@@ -54,4 +56,5 @@ def directional(sigma: Sigma, x: Tensor, directions: Iterable[Tensor]) -> list[T
         (adjoint,) = torch.autograd.grad(value, at, u, create_graph=True, allow_unused=True, materialize_grads=True)
         if not adjoint.requires_grad:
             return [torch.zeros_like(value) for _ in directions]
-        return [torch.autograd.grad(adjoint, u, v, retain_graph=True)[0] for v in directions]
+        options = {"retain_graph": True, "create_graph": is_recording()}
+        return [torch.autograd.grad(adjoint, u, v, **options)[0] for v in directions]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .energy import Energy, gradient
 from .measure import EmpiricalMeasure, Law, Period, period_lengths
+from .tape import is_recording
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -69,11 +70,14 @@ class MeanFieldLangevin:
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-(D_mF(mu, x) + (σ²/2) ∇U(x))."""
         force: Tensor = energy_of(self).intrinsic_derivative(mu, x)
-        return torch.add(force, self.confinement_gradient(x), alpha=0.5 * float(self.sigma) ** 2).neg_()
+        slope, half = self.confinement_gradient(x), 0.5 * _number(self.sigma) ** 2
+        if isinstance(half, Tensor):
+            return -(force + half * slope)
+        return torch.add(force, slope, alpha=half).neg_()
 
-    def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float:
+    def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float | Tensor:
         """σ."""
-        return float(self.sigma)
+        return _number(self.sigma)
 
 
 class Decoupled:
@@ -343,6 +347,11 @@ class Equation:
         rate: Tensor = self.scenario.birth_death_rate(t, x, mu)
         return rate.detach() if isinstance(rate, Tensor) and rate.requires_grad else rate
 
+    @cached_property
+    def reinjection(self) -> tuple[float, Law] | None:
+        """Rate and law of the particles that come from outside, where there are any."""
+        return self.scenario.reinjection() if hasattr(self.scenario, "reinjection") else None
+
     def trace(self) -> None:
         """Starts to follow ancestors and events from this moment on."""
         n_replicas, n_particles, _ = self.shape
@@ -476,6 +485,11 @@ class Equation:
     def _check_finite(self, method: str, value: Tensor) -> None:
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{self.name}.{method} is not finite at the initial state: {_first_bad(value)}.")
+
+
+def _number(value: Any) -> float | Tensor:
+    """A parameter as a float; as the tensor that it is while a run is differentiated."""
+    return value if isinstance(value, Tensor) and is_recording() else float(value)
 
 
 def _coefficient(value: Any) -> float | Tensor:

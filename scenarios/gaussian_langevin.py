@@ -68,7 +68,9 @@ class GaussianLangevin(MeanFieldLangevin):
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-(κ(E X - a) + (σ²/2) k x), by hand."""
         pull = self.kappa * (self._target(x) - mu.mean())
-        return torch.sub(pull, x, alpha=0.5 * self.sigma**2 * self.stiffness)
+        rate = 0.5 * self.sigma**2 * self.stiffness
+        # Parameters that are being fitted are tensors, which alpha= does not take.
+        return pull - rate * x if isinstance(rate, Tensor) else torch.sub(pull, x, alpha=rate)
 
     def initial(self) -> Gaussian:
         """N(initial_mean, initial_variance·I)."""
@@ -107,4 +109,4 @@ class GaussianLangevin(MeanFieldLangevin):
         }
 
     def _target(self, x: Tensor) -> Tensor:
-        return x.new_tensor(list(self.target))
+        return torch.as_tensor(self.target, dtype=x.dtype, device=x.device)

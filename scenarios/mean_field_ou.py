@@ -36,7 +36,9 @@ class MeanFieldOU:
 
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-(κ + α) x + α m, written so that one pass over the particles is enough."""
-        return torch.sub(self.coupling * mu.mean(), x, alpha=self.kappa + self.coupling)
+        centre, rate = self.coupling * mu.mean(), self.kappa + self.coupling
+        # Parameters that are being fitted are tensors, which alpha= does not take.
+        return centre - rate * x if isinstance(rate, Tensor) else torch.sub(centre, x, alpha=rate)
 
     def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float:
         """σ."""
