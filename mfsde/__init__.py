@@ -15,6 +15,9 @@ _HOMES = {
     "network": ("Neuron", "risk"),
     "model": ("MeanFieldLangevin", "decoupled"),
     "noise": ("Noise", "Stream"),
+    "draws": ("Draws",),
+    "sgd": ("NoisySGD",),
+    "gradient_flow": ("GradientFlow",),
     "observables": ("Observable",),
     "solver": ("BlowUp",),
     "store": ("open_run",),
@@ -26,9 +29,11 @@ __all__ = sorted(_HOME)
 
 # The same names for readers and type checkers.
 if TYPE_CHECKING:
+    from .draws import Draws as Draws
     from .energy import Energy as Energy
     from .energy import interaction as interaction
     from .energy import potential as potential
+    from .gradient_flow import GradientFlow as GradientFlow
     from .measure import Dirac as Dirac
     from .measure import EmpiricalMeasure as EmpiricalMeasure
     from .measure import Gaussian as Gaussian
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
     from .run import resume as resume
     from .run import simulate as simulate
     from .run import sweep as sweep
+    from .sgd import NoisySGD as NoisySGD
     from .solver import BlowUp as BlowUp
     from .store import open_run as open_run
 

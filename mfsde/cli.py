@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
-# Command-line options that are settings of `simulate`, with the type of their value.
-SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+# Command-line options that are settings of `simulate`, with the type of their value (None: a flag).
+SETTINGS: dict[str, tuple[str, Callable[[str], Any] | None, str]] = {
     "particles": ("n_particles", int, "number of particles N"),
     "replicas": ("n_replicas", int, "independent copies of the whole system"),
     "horizon": ("horizon", float, "final time"),
@@ -25,10 +25,16 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "seed": ("seed", int, "key of all randomness"),
     "save-every": ("save_every", int, "steps between two saved frames"),
     "keep-particles": ("keep_particles", int, "store the first k particles only (0: none)"),
-    "method": ("method", str, "euler, milstein, srk, heun, midpoint, euler_heun"),
+    "method": (
+        "method",
+        str,
+        "euler, milstein, srk, heun, midpoint, euler_heun; baoab, obabo (kinetic), proximal, dopri5, sgd; with births "
+        "and deaths followed by +jumps, +clocks or +weights",
+    ),
     "device": ("device", str, "cpu or cuda"),
     "dtype": ("dtype", str, "float32 or float64"),
     "substeps": ("substeps", int, "fine Brownian steps in one step"),
+    "antithetic": ("antithetic", None, "give replicas 2j and 2j + 1 opposite noise"),
     "checkpoint-every": ("checkpoint_every", int, "steps between two checkpoints (default: about 20 in a run)"),
 }
 # Annotations of fields that say how their text is read; other fields take any Python literal, or the text itself.
@@ -178,6 +184,9 @@ def _scenario(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _settings(parser: argparse.ArgumentParser) -> None:
     for option, (name, kind, text) in SETTINGS.items():
+        if kind is None:
+            parser.add_argument(f"--{option}", dest=name, action="store_true", default=None, help=text)
+            continue
         parser.add_argument(f"--{option}", dest=name, type=kind, metavar=option.upper().split("-")[-1], help=text)
     parser.add_argument(
         "--observe",
@@ -560,12 +569,14 @@ def _chosen(
         )
     if "dtype" in given:
         settings["dtype"] = _dtype(given["dtype"])
-    if "substeps" in settings:
+    of_noise = {k: settings.pop(k) for k in ("substeps", "antithetic") if k in settings}
+    if of_noise:
         if "seed" in swept:
-            raise UsageError("--substeps fixes the noise of one seed; it cannot be combined with --over seed=...")
+            told = ", ".join(f"--{k}" for k in of_noise)
+            raise UsageError(f"{told} fixes the noise of one seed; it cannot be combined with --over seed=...")
         from . import Noise
 
-        settings["noise"] = Noise(settings["seed"], settings.pop("substeps"))
+        settings["noise"] = Noise(settings["seed"], **of_noise)
     return settings
 
 

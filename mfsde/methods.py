@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import birth_death, forward_backward, runge_kutta, sgd
 from .clock import Clock
 from .diffusion import directional, full
 from .euler import euler
@@ -31,11 +32,22 @@ Reaction = Callable[[Equation, float, float, Noise, int, Tensor], Tensor]
 
 IN_PLACE: dict[str, Transport] = {
     "euler": euler,
+    "proximal": forward_backward.proximal,
+    "dopri5": runge_kutta.dopri5,
+    "sgd": sgd.sgd,
 }
-# What those need of a scenario.
-REQUIRED: dict[str, Callable[[Equation], None]] = {}
+# What those need of a scenario, seen at its initial state.
+REQUIRED: dict[str, Callable[[Equation, Tensor], None]] = {
+    "proximal": forward_backward.check_proximal,
+    "dopri5": runge_kutta.check_dopri5,
+    "sgd": lambda equation, x: sgd.check(equation),
+}
 TRANSPORTS = (*METHODS, *REQUIRED)
-REACTIONS: dict[str, Reaction] = {}
+REACTIONS: dict[str, Reaction] = {
+    "jumps": birth_death.jumps,
+    "clocks": birth_death.clocks,
+    "weights": birth_death.weights,
+}
 
 
 @dataclass(frozen=True)
@@ -77,8 +89,10 @@ def check_method(equation: Equation, method: Method, x: Tensor, times: Iterable[
         ValueError: a scheme that is not right here, with the reason and a scheme that is.
 
     """
+    if method.reaction:
+        birth_death.check(equation, method.reaction)
     if method.transport in REQUIRED:
-        REQUIRED[method.transport](equation)
+        REQUIRED[method.transport](equation, x)
     if method.transport in IN_PLACE or equation.is_additive:
         return
     for t in times:

@@ -71,11 +71,15 @@ def simulate(
         keep_particles: store only the first k particles (0 none, None all); observables always see all N.
         observables: `mfsde.Observable`s or names ("mean", "covariance", "energy", "confinement", "entropy",
             "free_energy"), besides the scenario's own.
-        method: "euler", "milstein", "srk" (Itô), "heun", "midpoint", "euler_heun" (Stratonovich, drift corrected).
-            The law of the solution never depends on it; schemes that would be wrong are refused.
+        method: "euler", "milstein", "srk" (Itô), "heun", "midpoint", "euler_heun" (Stratonovich, drift corrected);
+            "baoab", "obabo" (kinetic), "proximal" (non-smooth terms), "dopri5" (no noise, adaptive), "sgd" (sampled
+            data). With a birth_death_rate "+jumps" (default), "+clocks" or "+weights" follows: jumps at a rate frozen
+            over a step, at exact times, or masses instead of jumps. As dt -> 0 and N -> ∞ the law never depends on it;
+            schemes that would be wrong are refused.
         device: "cpu" or "cuda".
         dtype: torch.float32 or torch.float64.
         noise: `mfsde.Noise(seed, substeps=k)`: each increment is the sum of k fine ones, the path of a run at dt/k.
+            With `antithetic=True` replicas 2j and 2j + 1 have opposite noise: independent are the pairs.
         store: a folder to stream to (Zarr v3), readable by `open_run` meanwhile; None keeps the frames in memory.
         overwrite: replace an existing run store.
         checkpoint_every: steps between two checkpoints to resume from; None: the first and the last step.
@@ -574,7 +578,7 @@ def _settings_of(scenario: Any, point: dict[str, Any], settings: dict[str, Any])
     chosen = {**settings, **{k: v for k, v in point.items() if k not in fields(scenario)}}
     asked = inspect.signature(simulate).bind(scenario, **chosen)
     asked.apply_defaults()
-    names = {f.name for f in dataclasses.fields(Settings)} - {"substeps"} | {"noise"}
+    names = {f.name for f in dataclasses.fields(Settings)} - {"substeps", "antithetic"} | {"noise"}
     return Settings.checked(**{k: v for k, v in asked.arguments.items() if k in names})
 
 

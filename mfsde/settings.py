@@ -18,8 +18,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class Settings:
     """What `simulate` was told, in plain values; steps are integers, times are formed from them.
 
-    `n_steps` is horizon/dt. `substeps` belongs to the noise. Save and checkpoint intervals count steps; None means
-    the first and the last step only.
+    `n_steps` is horizon/dt. `substeps` and `antithetic` belong to the noise. Save and checkpoint intervals count
+    steps; None means the first and the last step only.
     """
 
     n_particles: int
@@ -34,6 +34,7 @@ class Settings:
     dtype: str
     substeps: int
     checkpoint_every: int | None
+    antithetic: bool = False
 
     @classmethod
     def checked(
@@ -59,6 +60,7 @@ class Settings:
             ValueError: a value that no run can have, with the nearest that one can.
 
         """
+        keyed = _keyed(seed, noise)
         settings = cls(
             n_particles=_count("n_particles", n_particles, 1),
             horizon=_positive("horizon", horizon),
@@ -70,10 +72,12 @@ class Settings:
             method=method,
             device=_device(device),
             dtype=_dtype(dtype),
-            substeps=_keyed(seed, noise).substeps,
+            substeps=keyed.substeps,
+            antithetic=keyed.antithetic,
             checkpoint_every=None if checkpoint_every is None else _count("checkpoint_every", checkpoint_every, 1),
         )
         _check_whole_steps(settings)
+        _check_pairs(settings)
         _check_limits(settings)
         return settings
 
@@ -90,7 +94,7 @@ class Settings:
     @property
     def noise(self) -> Noise:
         """The keyed noise."""
-        return Noise(self.seed, self.substeps)
+        return Noise(self.seed, self.substeps, self.antithetic)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -106,8 +110,8 @@ class Settings:
         return _grid(self.n_steps, self.checkpoint_every)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON; `antithetic` only where it is."""
+        return {name: value for name, value in asdict(self).items() if name != "antithetic" or value}
 
 
 def label(time: float) -> float:
@@ -186,6 +190,14 @@ def _check_whole_steps(settings: Settings) -> None:
         f"horizon = {settings.horizon} is not a whole number of steps dt = {settings.dt}. The nearest horizons are "
         f"{' and '.join(map(str, near))}; or take dt = {label(settings.horizon / max(1, n))}."
     )
+
+
+def _check_pairs(settings: Settings) -> None:
+    if settings.antithetic and settings.n_replicas % 2:
+        raise ValueError(
+            f"n_replicas = {settings.n_replicas} with antithetic noise, whose replicas 2j and 2j + 1 are a pair; "
+            f"expected an even number, for instance {settings.n_replicas + 1}."
+        )
 
 
 def _check_limits(settings: Settings) -> None:

@@ -17,9 +17,10 @@ ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # A file imports only from files to its left. `limit` and the command line stand beside this line.
 ORDER = [
-    *("measure", "energy", "network", "model", "_noise_numpy", "_noise_torch", "_noise_triton", "noise"),
-    *("clock", "diffusion", "euler", "methods"),
-    *("solver", "observables", "provenance", "store", "settings", "progress", "run", "cli"),
+    *("tape", "measure", "energy", "network", "regularisers", "homogeneous", "model"),
+    *("_noise_numpy", "_noise_torch", "_noise_triton", "noise", "clock", "diffusion", "euler"),
+    *("forward_backward", "runge_kutta", "draws", "sgd", "birth_death", "methods", "solver"),
+    *("observables", "gradient_flow", "provenance", "store", "settings", "progress", "run", "cli"),
 ]
 
 

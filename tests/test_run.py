@@ -398,6 +398,8 @@ def test_an_existing_store_is_overwritten_only_when_asked(tmp_path):
         ({"horizon": 2.0**32, "dt": 1.0}, ValueError, "horizon/dt times substeps = 4294967296 exceeds the noise's "
          "counters; it must be below 2^32."),
         ({"horizon": 2.0**31, "dt": 1.0, "noise": Noise(0, substeps=2)}, ValueError, "must be below 2^32."),
+        ({"n_replicas": 3, "noise": Noise(0, antithetic=True)}, ValueError, "n_replicas = 3 with antithetic noise, "
+         "whose replicas 2j and 2j + 1 are a pair; expected an even number, for instance 4."),
         ({"n_replicas": 2**32}, ValueError, "n_replicas = 4294967296 exceeds the noise's counters; it must be below "
          "2^32."),
         ({"n_particles": 2**34}, ValueError, "n_particles = 17179869184 exceeds the noise's counters; it must be below "
@@ -417,6 +419,14 @@ def test_bad_settings_are_refused(changes, error, message, tmp_path):
 def test_what_changes_the_result_has_no_default(name):
     with pytest.raises(TypeError, match=f"missing 1 required keyword-only argument: '{name}'"):
         mfsde.simulate(OU, **{k: v for k, v in SMALL.items() if k != name})
+
+
+def test_antithetic_noise_is_recorded_and_resumed_and_changes_no_ordinary_digest(tmp_path):
+    mirrored = {**SMALL, "n_replicas": 4, "noise": Noise(SMALL["seed"], antithetic=True)}
+    run = mfsde.simulate(OU, store=tmp_path / "run.zarr", **mirrored)
+    assert json.loads(run.attrs["settings"])["antithetic"] is True
+    assert "antithetic" not in json.loads(mfsde.simulate(OU, **SMALL).attrs["settings"])
+    assert mfsde.resume(tmp_path / "run.zarr", scenario=OU).equals(run)
 
 
 def test_settings_are_keyword_only():

@@ -95,7 +95,7 @@ class Coefficients:
         if not self._equation.has_projection:
             return x
         with torch.no_grad():
-            moved: Array = self._equation.project(torch.from_numpy(x.copy())[None])[0].numpy()
+            moved: Array = self._equation.project(0.0, torch.from_numpy(x.copy())[None])[0].numpy()
         return moved
 
     @property
