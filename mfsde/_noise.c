@@ -1,4 +1,4 @@
-/* The compiled kernel of noise.py: Philox4x32-10 words, Box-Muller normals, and the fused Euler step.
+/* The compiled kernel of noise.py: Philox4x32-10 words, Box-Muller normals, and the fused Euler and kinetic steps.
  *
  * Every backend evaluates the same expressions in the same order with + - * / sqrt, integer operations and selects
  * only. IEEE arithmetic then leaves one possible result, whatever the vector width, provided that nothing is
@@ -54,8 +54,11 @@ typedef struct {
     int64_t replicas, particles, channels;
     double scale, h;    /* scale: of the sum over the substeps; in an Euler step it includes a constant diffusion */
     uint64_t high;      /* of the integers; 0 asks for uniforms */
-    void *out;          /* the values drawn, or x of the Euler step */
+    void *out;          /* the values drawn, or x of a step */
     const void *drift, *diffusion;
+    double decay, deviation;    /* of a kinetic step, whose h is half the step and whose force is the drift */
+    void *positions;    /* to which it writes them once more, without the velocities between */
+    int due;            /* whether the last kick of the step before is still to come */
 } Job;
 
 typedef void (*Worker)(const Job *job, int64_t begin, int64_t end);
@@ -232,11 +235,12 @@ typedef struct {
     const char *name;
     void (*words)(uint32_t *, uint32_t, uint32_t, uint32_t, uint32_t, uint64_t, int);
     void (*map[2])(void *, const uint32_t *, int64_t);
-    Worker normals[2], draws[2], euler[2];
+    Worker normals[2], draws[2], euler[2], kinetic[2], kick[2];
 } Kernels;
 
 #define PAIR(name, isa) {name##_float_##isa, name##_double_##isa}
-#define KERNELS(isa) {#isa, words_##isa, PAIR(map, isa), PAIR(normals, isa), PAIR(draws, isa), PAIR(euler, isa)}
+#define KERNELS(isa) {#isa, words_##isa, PAIR(map, isa), PAIR(normals, isa), PAIR(draws, isa), PAIR(euler, isa), \
+                      PAIR(kinetic, isa), PAIR(kick, isa)}
 
 static const Kernels all_kernels[] = {
     KERNELS(baseline),
@@ -381,6 +385,45 @@ static PyObject *py_euler(PyObject *self, PyObject *const *args, Py_ssize_t n)
     return launch(&a, kernels->euler[real_type], &job, threads);
 }
 
+/* kinetic(x, float64, seed, stream, step, substeps, R, N, d, force, positions, half, decay, deviation, due, scale,
+ * threads): B A O A of the state x (R, N, 2d), after B if due; its positions also to (R, N, d) */
+static PyObject *py_kinetic(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+    if (!counted(n, 17)) return NULL;
+    Arguments a = {args, 0};
+    Job job = {0};
+    job.out = address(&a);
+    int real_type = integer(&a) != 0;
+    read_key(&a, &job);
+    read_shape(&a, &job);
+    job.drift = address(&a);
+    job.positions = address(&a);
+    job.h = real(&a);
+    job.decay = real(&a);
+    job.deviation = real(&a);
+    job.due = integer(&a) != 0;
+    job.scale = real(&a);
+    int threads = (int)integer(&a);
+    return launch(&a, kernels->kinetic[real_type], &job, threads);
+}
+
+/* kick(x, float64, n, d, force, half, threads): B of the state x (n, 2d) */
+static PyObject *py_kick(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+    if (!counted(n, 7)) return NULL;
+    Arguments a = {args, 0};
+    Job job = {0};
+    job.out = address(&a);
+    int real_type = integer(&a) != 0;
+    job.replicas = job.substeps = 1;
+    job.particles = (int64_t)integer(&a);
+    job.channels = (int64_t)integer(&a);
+    job.drift = address(&a);
+    job.h = real(&a);
+    int threads = (int)integer(&a);
+    return launch(&a, kernels->kick[real_type], &job, threads);
+}
+
 /* words(out, block, stream << 16 | channel, step, replica, seed): the 256 words of 64 consecutive blocks */
 static PyObject *py_words(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
@@ -444,6 +487,8 @@ static PyMethodDef methods[] = {
     {"normals", FAST(py_normals)},
     {"draws", FAST(py_draws)},
     {"euler", FAST(py_euler)},
+    {"kinetic", FAST(py_kinetic)},
+    {"kick", FAST(py_kick)},
     {"words", FAST(py_words)},
     {"box_muller", FAST(py_box_muller)},
     {"instruction_sets", py_instruction_sets, METH_NOARGS, NULL},
@@ -687,6 +732,92 @@ static TARGET void NAME(euler)(const Job *job, int64_t begin, int64_t end)
                 if (field) field += d;
             }
         }
+    }
+}
+
+/* B A O A, every product and sum rounded once: v + half F (twice if the last step's B is due), q + half v,
+ * decay v + deviation w, q + half v. Rows of x hold d positions and d velocities. */
+INLINE TARGET void NAME(glide_rows)(REAL *x, REAL *positions, const REAL *force, const REAL *w, const Job *job, int due, int64_t d, int g, int n)
+{
+    const REAL half = (REAL)job->h, decay = (REAL)job->decay, deviation = (REAL)job->deviation;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; i++) {
+#pragma GCC ivdep
+        for (int c = 0; c < g; c++) {
+            REAL push = half * force[i * d + c], v = x[2 * i * d + d + c] + push;
+            if (due) v = v + push;
+            REAL q = x[2 * i * d + c] + half * v;
+            v = decay * v + deviation * w[i * g + c];
+            q = q + half * v;
+            x[2 * i * d + c] = q;
+            x[2 * i * d + d + c] = v;
+            positions[i * d + c] = q;
+        }
+    }
+}
+
+/* Constants let the compiler shuffle instead of gather. */
+#define GLIDE(due, d, g) NAME(glide_rows)(x, positions, force, w, job, due, d, g, n)
+INNER TARGET void NAME(glide)(REAL *x, REAL *positions, const REAL *force, const REAL *w, const Job *job, int g, int n)
+{
+    int64_t d = job->channels;
+    switch (d * 2 + job->due) {
+    case 2: GLIDE(0, 1, 1); return;
+    case 3: GLIDE(1, 1, 1); return;
+    case 4: GLIDE(0, 2, 2); return;
+    case 5: GLIDE(1, 2, 2); return;
+    case 6: GLIDE(0, 3, 3); return;
+    case 7: GLIDE(1, 3, 3); return;
+    case 8: GLIDE(0, 4, 4); return;
+    case 9: GLIDE(1, 4, 4); return;
+    }
+    if (g == GROUP && job->due) GLIDE(1, d, GROUP);
+    else if (g == GROUP) GLIDE(0, d, GROUP);
+    else if (job->due) GLIDE(1, d, g);
+    else GLIDE(0, d, g);
+}
+#undef GLIDE
+
+static TARGET void NAME(kinetic)(const Job *job, int64_t begin, int64_t end)
+{
+    REAL z[GROUP * TILE] ALIGNED, spare[GROUP * TILE] ALIGNED;
+    const REAL scale = (REAL)job->scale;
+    const int64_t n_tiles = tiles(job), d = job->channels;
+    for (int64_t task = begin; task < end; task++) {
+        Part p = part(job, task, n_tiles);
+        int n = p.high - p.low;
+        REAL *x = (REAL *)job->out + p.row * 2 * d, *positions = (REAL *)job->positions + p.row * d;
+        const REAL *force = (const REAL *)job->drift + p.row * d;
+        for (int64_t channel = 0; channel < d; channel += GROUP) {
+            int g = d - channel < GROUP ? (int)(d - channel) : GROUP;
+            for (int c = 0; c < g; c++) NAME(substeps)(z + c * TILE, job, &p, channel + c);
+            if (job->substeps > 1)
+                for (int c = 0; c < g; c++)
+                    for (int i = p.low; i < p.high; i++) z[c * TILE + i] *= scale;
+            const REAL *w = NAME(interleave)(z, spare, g, &p);
+            NAME(glide)(x + channel, positions + channel, force + channel, w, job, g, n);
+        }
+    }
+}
+
+INLINE TARGET void NAME(kick_rows)(REAL *restrict x, const REAL *restrict force, REAL half, int64_t d, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < d; c++) x[i * 2 * d + d + c] = x[i * 2 * d + d + c] + half * force[i * d + c];
+}
+
+/* v + half F */
+static TARGET void NAME(kick)(const Job *job, int64_t begin, int64_t end)
+{
+    const int64_t d = job->channels, first = begin * TILE;
+    const int64_t n = (end * TILE < job->particles ? end * TILE : job->particles) - first;
+    REAL *x = (REAL *)job->out + first * 2 * d;
+    const REAL *force = (const REAL *)job->drift + first * d;
+    switch (d) {
+    case 1: NAME(kick_rows)(x, force, (REAL)job->h, 1, n); break;
+    case 2: NAME(kick_rows)(x, force, (REAL)job->h, 2, n); break;
+    case 3: NAME(kick_rows)(x, force, (REAL)job->h, 3, n); break;
+    default: NAME(kick_rows)(x, force, (REAL)job->h, d, n);
     }
 }
 

@@ -380,6 +380,51 @@ class Noise:
         module = _portable(_backend(x.device.type))
         module.euler(x, drift, field, self.seed, stream, fine, k, h, scale)
 
+    def kinetic_(
+        self,
+        x: Tensor,
+        force: Tensor,
+        positions: Tensor,
+        half: float,
+        decay: float,
+        deviation: float,
+        step: int,
+        *,
+        due: bool = False,
+    ) -> None:
+        """B A O A of a kinetic state, in place and in one pass, with the increment w of `step`:
+
+            V += half·F (twice if `due`),   X += half·V,   V = decay·V + deviation·w,   X += half·V.
+
+        x: (R, N, 2d), positions first; force and positions: (R, N, d); all contiguous, of one dtype and device.
+        `positions` receives X, for the next force. Every product and sum is rounded once, on every backend. Not
+        differentiable. Raises ValueError for tensors that do not match.
+        """
+        _check_kinetic(x, force, "force")
+        _check_kinetic(x, positions, "positions")
+        if x.numel() == 0:
+            return
+        if x.is_cpu and _compiled is not None and not self.antithetic:
+            k = self.substeps
+            fine = self._fine_step(step, k)
+            window = _window(force.shape, 0, 0)
+            _compiled.kinetic(
+                x.data_ptr(), _check_real(x.dtype), self.seed, Stream.IDIOSYNCRATIC, fine, k, *window,
+                force.data_ptr(), positions.data_ptr(), half, decay, deviation, due, 1.0 / math.sqrt(k), _threads(),
+            )  # fmt: skip
+            return
+        w = self.increment(step, force.shape, dtype=x.dtype, device=x.device)
+        # Out of place, product by product: no operation can be contracted on any device.
+        push = half * force
+        d = force.shape[-1]
+        velocities = x[..., d:] + push
+        if due:
+            velocities += push
+        middle = x[..., :d] + half * velocities
+        velocities = decay * velocities + deviation * w
+        torch.add(middle, half * velocities, out=positions)
+        torch.cat([positions, velocities], dim=-1, out=x)
+
     def _fine_step(self, step: int, k: int) -> int:
         """First fine step of a step that has k of them."""
         step = _whole("step", step)
@@ -452,6 +497,34 @@ class Noise:
             module = _portable(_backend(out.device.type))
             module.draws(out, self.seed, stream, fine, first_replica, first_particle, high)
         return out
+
+
+def kick_(x: Tensor, force: Tensor, half: float) -> None:
+    """B of a kinetic state, in place: V += half·F.    x: (R, N, 2d), force: (R, N, d), contiguous; rounded twice."""
+    _check_kinetic(x, force, "force")
+    d = force.shape[-1]
+    if x.is_cpu and _compiled is not None:
+        rows = x.shape[0] * x.shape[1]
+        if rows:
+            _compiled.kick(x.data_ptr(), _check_real(x.dtype), rows, d, force.data_ptr(), half, _threads())
+    else:
+        x[..., d:] += half * force
+
+
+def _check_kinetic(x: Tensor, other: Tensor, name: str) -> None:
+    """`other` must hold one row of d values for each row of 2d, in every way that the kernel relies on."""
+    if x.ndim != 3 or other.ndim != 3 or x.shape != (*other.shape[:2], 2 * other.shape[2]):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and {name} {tuple(other.shape)}; expected (R, N, 2d) and (R, N, d)."
+        )
+    if other.dtype is not x.dtype or other.device != x.device:
+        raise ValueError(
+            f"x is {x.dtype} on {x.device}, {name} is {other.dtype} on {other.device}; expected one dtype and device."
+        )
+    if x.requires_grad or other.requires_grad:
+        raise ValueError(f"x or {name} requires a gradient, and the fused step has none; detach it or step in torch.")
+    if not (x.is_contiguous() and other.is_contiguous()):
+        raise ValueError(f"x or {name} is not contiguous; call .contiguous() first.")
 
 
 def _check_euler(x: Tensor, other: Tensor, name: str) -> None:
