@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import birth_death, forward_backward, runge_kutta, sgd
+from . import birth_death, forward_backward, runge_kutta, sgd, splitting
 from .clock import Clock
 from .diffusion import directional, full
 from .euler import euler
@@ -35,12 +35,20 @@ IN_PLACE: dict[str, Transport] = {
     "proximal": forward_backward.proximal,
     "dopri5": runge_kutta.dopri5,
     "sgd": sgd.sgd,
+    "baoab": splitting.open_baoab,
+    "obabo": splitting.obabo,
 }
 # What those need of a scenario, seen at its initial state.
 REQUIRED: dict[str, Callable[[Equation, Tensor], None]] = {
     "proximal": forward_backward.check_proximal,
     "dopri5": runge_kutta.check_dopri5,
     "sgd": lambda equation, x: sgd.check(equation),
+    "baoab": splitting.check,
+    "obabo": splitting.check,
+}
+# What a transport left for its next step, done before anyone looks at the state.
+CLOSE: dict[str, Callable[[Equation, Tensor], None]] = {
+    "baoab": splitting.close,
 }
 TRANSPORTS = (*METHODS, *REQUIRED)
 REACTIONS: dict[str, Reaction] = {

@@ -29,7 +29,7 @@ from torchsde._core.methods.euler import Euler
 from .clock import Clock
 from .diffusion import along_columns, product
 from .measure import EmpiricalMeasure
-from .methods import IN_PLACE, REACTIONS, STRATONOVICH, Method, Transport
+from .methods import CLOSE, IN_PLACE, REACTIONS, STRATONOVICH, Method, Transport
 from .model import Equation
 from .noise import Noise, Stream
 
@@ -208,11 +208,12 @@ def integrate(
     if first == last:
         return first, x
     solver = _scheme(equation, x, clock, noise, method.transport)
-    march = _March(solver, noise, method.reaction, first, x, stops, watch, progress, interrupted)
+    march = _March(solver, noise, method, first, x, stops, watch, progress, interrupted)
     # Whole numbers as Python floats cost a microsecond less per comparison; SRK takes square roots of tensors.
     ends: Any = torch.tensor([first, last], dtype=torch.float64) if solver.sde.rows else [float(first), float(last)]
     with torch.no_grad(), contextlib.suppress(_Interrupted):
         solver.integrate(x.view(-1, x.shape[-1]) if solver.sde.rows else x, ends, ())
+        march.close(march.state)
     return march.step, march.state
 
 
@@ -231,7 +232,7 @@ class _March:
         self,
         solver: Any,
         noise: Noise,
-        reaction: str,
+        method: Method,
         first: int,
         x: Tensor,
         stops: Iterable[int],
@@ -244,7 +245,8 @@ class _March:
         self._stops = iter(stops)
         self._next_stop = next(self._stops, -1)
         self._watch, self._progress, self._interrupted = watch, progress, interrupted
-        self._noise, self._react = noise, REACTIONS[reaction] if reaction else None
+        self._noise, self._react = noise, REACTIONS[method.reaction] if method.reaction else None
+        self._close = CLOSE.get(method.transport)
         self._finite_step = first
         self._keep(x)
         self.step, self.state = first, x
@@ -261,6 +263,7 @@ class _March:
         self.step, self.state = int(end), y.view(self._system.shape)
         at_stop, interrupted = self.step == self._next_stop, self._interrupted()
         if at_stop or interrupted or self.step - self._finite_step >= CHECK_EVERY:
+            self.close(y)
             self._check(self.step, self.state)
             self._progress(self.step)
         if at_stop:
@@ -275,6 +278,8 @@ class _March:
         if not isinstance(self._solver, InPlace):
             self._system.freeze(y)
         y, _ = self._scheme_step(start, end, y, ())
+        if equation.has_projection or self._react is not None:
+            self.close(y)
         if equation.has_projection:
             t = self._system.clock.time(end)
             y = equation.project(t, y.view(self._system.shape)).contiguous().view(y.shape)
@@ -282,6 +287,11 @@ class _March:
             t, h = self._system.clock.time(end), self._system.clock.dt
             equation.count(self._react(equation, t, h, self._noise, int(start), y.view(self._system.shape)))
         return y
+
+    def close(self, y: Tensor) -> None:
+        """Ends a step whose last part the transport would have done together with the next one."""
+        if self._close is not None:
+            self._close(self._system.equation, y)
 
     def _keep(self, x: Tensor) -> None:
         """The last state known to be finite, to replay from."""
@@ -304,6 +314,7 @@ class _March:
         for step in range(self._finite_step, last):
             ends = torch.tensor([step, step + 1], dtype=torch.float64)
             y = self._advance(ends[0], ends[1], y)
+            self.close(y)
             state = y.view(self._system.shape)
             bad = torch.nonzero(~torch.isfinite(state))
             if len(bad):
