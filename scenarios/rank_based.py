@@ -112,15 +112,17 @@ class RankBased:
     def _quadrature(self, t: float, x: Tensor) -> Tensor:
         """∂_x F = Cov(F₀(Y), Y)/(σ²t) under the law of density ∝ φ₀(y) e^{-(x - y)²/2σ²t}, x from the centre on."""
         s, deviation = self.sigma * math.sqrt(t), math.sqrt(self.initial_variance)
-        y, weights = _panels(float(x[0]) - t - REACH * s, float(x[-1]) + REACH * s, s, deviation)
+        y, weights = _panels(x, t, s, deviation)
         z = y / deviation
-        below, above = torch.special.ndtr(z), torch.special.ndtr(-z)
+        # Torch's Φ is ½(1 + erf): without digits in its tail.
+        below, above = (0.5 * torch.erfc(sign * z / math.sqrt(2)) for sign in (-1, 1))
         integral = y * below + deviation / math.sqrt(2 * math.pi) * torch.exp(-0.5 * z**2)
-        exponent = weights.log() - integral / self.sigma**2 - 0.5 * ((x[:, None] - y) / s) ** 2
-        p = torch.softmax(exponent, -1)
-        centred = p * (y - (p @ y)[:, None])
+        p = torch.softmax(weights.log() - integral / self.sigma**2 - 0.5 * ((x[:, None] - y) / s) ** 2, -1)
+        distance = y - x[:, None]
+        centred = p * (distance - (p * distance).sum(-1, keepdim=True))
         # Whichever of F and 1 - F is small keeps its digits.
-        return torch.where(p @ below < 0.5, centred @ below, -(centred @ above)) / s**2
+        small = torch.where((p * below).sum(-1, keepdim=True) < 0.5, below, -above)
+        return (centred * small).sum(-1).clamp(min=0) / s**2
 
 
 def distribution(mu: EmpiricalMeasure, x: Tensor) -> Tensor:
@@ -140,12 +142,17 @@ def _hazard(z: Tensor) -> Tensor:
     return torch.exp(-0.5 * z**2 - 0.5 * math.log(2 * math.pi) - torch.special.log_ndtr(z))
 
 
-def _panels(low: float, high: float, s: float, deviation: float) -> tuple[Tensor, Tensor]:
-    """Gauss nodes and weights on panels that resolve a kernel of width s, and a law of width `deviation` around 0."""
-    even = torch.arange(low, high + s, s / 2, dtype=torch.float64)
-    around = deviation * torch.arange(-2 * REACH, 2 * REACH + 1, dtype=torch.float64) / 2
-    edges = torch.cat([even, around]).unique()
+def _panels(x: Tensor, t: float, s: float, deviation: float) -> tuple[Tensor, Tensor]:
+    """Gauss nodes and weights where Y has mass, for each x: panels that resolve both its kernel and F₀.
+
+    Y is within reach of the mode of a log-concave density that is narrower than s, and the mode in [x - t, x].
+
+    """
+    low, high = x - t - REACH * s, x + REACH * s
+    even = low[:, None] + torch.arange(math.ceil(2 * (t / s + 2 * REACH)), dtype=torch.float64) * (s / 2)
+    halves = torch.arange(-2 * REACH, 2 * REACH + 1, dtype=torch.float64) / 2
+    around = torch.minimum(torch.maximum(deviation * halves, low[:, None]), high[:, None])
+    edges = torch.cat([even, around, high[:, None]], -1).sort(dim=-1).values.unsqueeze(-1)
     nodes, weights = (torch.from_numpy(a) for a in leggauss(ORDER))
-    half = edges.diff() / 2
-    y = (edges[:-1] + half)[:, None] + half[:, None] * nodes
-    return y.flatten(), (half[:, None] * weights).flatten()
+    half = edges.diff(dim=1) / 2
+    return (edges[:, :-1] + half * (1 + nodes)).flatten(1), (half * weights).flatten(1)
