@@ -40,7 +40,7 @@ COPIED = (
     *("project", "project_at", "period", "log_invariant", "limit", "suggested", "energy", "confinement", "sigma"),
     *("gamma", "regulariser", "proximal", "reinjection", "sample"),
 )
-OF_THE_LAW = ("common_diffusion", "birth_death_rate", "smooth_drift", "force")
+OF_THE_LAW = ("common_diffusion", "birth_death_rate", "smooth_drift")
 
 
 class MeanFieldLangevin:
@@ -94,6 +94,8 @@ class Decoupled:
         for name in OF_THE_LAW:
             if hasattr(scenario, name):
                 setattr(self, name, self._with_law(getattr(scenario, name)))
+        if hasattr(scenario, "force"):
+            self.force = self._with_law_of_positions(scenario.force)
 
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """The scenario's drift at the given law."""
@@ -123,6 +125,11 @@ class Decoupled:
 
     def _with_law(self, method: Callable[[float, Tensor, EmpiricalMeasure], Any]) -> Callable[..., Any]:
         return lambda t, x, mu: method(t, x, self.law_at(t, x))
+
+    def _with_law_of_positions(self, force: Callable[[float, Tensor, EmpiricalMeasure], Any]) -> Callable[..., Any]:
+        from .kinetic import law_of_positions
+
+        return lambda t, x, mu: force(t, x, law_of_positions(self.law_at(t, x)))
 
 
 def decoupled(scenario: Any, law: Any) -> Any:
@@ -538,6 +545,11 @@ def temperature(scenario: Any) -> float:
         ValueError: σ = 0, where there is no entropy.
 
     """
+    if hasattr(scenario, "configuration"):
+        raise TypeError(
+            f"{scenario_name(scenario)} is kinetic: its energy and temperature σ²/(2γ) speak of positions. Ask its "
+            "overdamped() scenario, whose stationary laws of positions are the same."
+        )
     sigma = getattr(scenario, "sigma", None)
     if sigma is None:
         raise TypeError(f"{scenario_name(scenario)} has no field sigma; the free energy needs the constant σ.")

@@ -69,14 +69,14 @@ def covariance(scenario: Any = None) -> Observable:
 
 def energy(scenario: Any) -> Observable:
     """F(m), for a scenario that has an energy."""
-    functional = energy_of(scenario)
-    return Observable("energy", lambda t, x, mu: functional(mu), "1", "energy F(m)")
+    functional, of = energy_of(scenario), _configuration(scenario)
+    return Observable("energy", lambda t, x, mu: functional(of(mu)), "1", "energy F(m)")
 
 
 def confinement(scenario: Any) -> Observable:
     """∫ U dm, for a scenario with a confinement."""
-    potential = _confinement(scenario)
-    return Observable("confinement", lambda t, x, mu: mu.integrate(potential), "1", "confinement ∫ U dm")
+    potential, of = _confinement(scenario), _configuration(scenario)
+    return Observable("confinement", lambda t, x, mu: of(mu).integrate(potential), "1", "confinement ∫ U dm")
 
 
 def entropy(scenario: Any = None) -> Observable:
@@ -93,8 +93,15 @@ def free_energy(scenario: Any) -> Observable:
     """F(m) + (σ²/2) (∫ U dm + ∫ m log m) with the Gaussian plug-in for the entropy: a lower bound.
 
     It equals V^σ = F + (σ²/2) KL(m | e^{-U}) for Gaussian m and normalised U; an unnormalised U shifts it by a
-    constant.
+    constant. A kinetic scenario's has the kinetic energy besides, and the entropy of positions and velocities.
     """
+    if hasattr(scenario, "internal_energy"):
+        return Observable(
+            "free_energy",
+            lambda t, x, mu: scenario.internal_energy(mu) - scenario.temperature * gaussian_entropy(mu),
+            "1",
+            "free energy F + T (∫ U dm + ∫ m log m) + ½ ∫ |v|² dm, Gaussian plug-in (lower bound)",
+        )
     functional, potential = energy_of(scenario), _confinement(scenario)
     temperature = 0.5 * float(scenario.sigma) ** 2
 
@@ -200,6 +207,11 @@ def _one(scenario: Any, item: Any) -> Observable:
     if item not in NAMED:
         raise ValueError(f"observables: unknown name {item!r}; expected one of {', '.join(NAMED)}, or an Observable.")
     return NAMED[item](scenario)
+
+
+def _configuration(scenario: Any) -> Callable[[EmpiricalMeasure], EmpiricalMeasure]:
+    """The part of a state's law that energies speak of: positions, where there are velocities too."""
+    return getattr(scenario, "configuration", lambda mu: mu)
 
 
 def _confinement(scenario: Any) -> Callable[[Tensor], Tensor]:
