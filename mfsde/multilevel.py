@@ -57,7 +57,7 @@ PILOT_LEVEL = 2
 # A variance over fewer samples says little.
 FEWEST = 10
 # Particles are stepped in batches of this many numbers: in the processor's cache, or enough for a GPU.
-BATCH = {"cpu": 2**16, "cuda": 2**23}
+BATCH, GPU_BATCH = 2**16, 2**23
 # Work of a step of N particles is N^p.
 WORK = {"mean": 1, "pairwise": 2}
 # Tolerances of the continuation fall by this factor.
@@ -356,7 +356,7 @@ class _Problem:
         return self.settings.n_particles << level
 
     def dt(self, level: int) -> float:
-        return self.settings.dt / 2**level
+        return math.ldexp(self.settings.dt, -level)
 
     def system_cost(self, level: int) -> float:
         """Of one system."""
@@ -374,7 +374,8 @@ class _Problem:
                 "or more particles on the coarsest level."
             )
         started = time.perf_counter()
-        size = max(1, BATCH.get(self.equation.device.type, BATCH["cuda"]) // (self.n_particles(level) * self.law.dim))
+        batch = BATCH if self.settings.device == "cpu" else GPU_BATCH
+        size = max(1, batch // (self.n_particles(level) * self.law.dim))
         place = (level if slot is None else slot) * SAMPLES
         values = np.zeros((count, 2))
         for start in range(0, count, size):
