@@ -29,6 +29,9 @@ Array = np.ndarray
 RTOL, ATOL = 1e-12, 1e-14
 CLOSED = 1e-8  # residual, relative to the size of the coefficient around the mean, up to which the equations close
 REACH = 3.0  # deviations around the mean within which that is looked at
+REST = (
+    1e-7  # of the places, per unit of time: a drift that is smaller is nearly at rest, and rounding what is left of it
+)
 LEAST = 1e-3  # deviation to look at, relative to the mean and to the largest deviation
 PLACES = np.linspace(-1.0, 1.0, 5)  # on each line through the mean
 OBLIQUE = 6  # lines beside the axes
@@ -200,7 +203,8 @@ class Closure:
         if not (self.is_gaussian and self.dim <= 2):
             other = self._law(y, rule=1)
             b_other, a_other = self.coefficients.drift(t, places, other), self.coefficients.covariance(t, places, other)
-            residuals["drift depends on more of the law than mean and covariance"] = _relative(b_other - b, b)
+            gap = _relative(b_other - b, b, REST * float(np.abs(places).max()))
+            residuals["drift depends on more of the law than mean and covariance"] = gap
             residuals["diffusion depends on more of the law than mean and covariance"] = _relative(a_other - a, a)
         for what, residual in residuals.items():
             self._refuse(what, residual)
@@ -238,7 +242,7 @@ class Closure:
         b = self.coefficients.drift(t, x, law)
         ends_x, ends_b = (v[1:].reshape(-1, len(PLACES), d)[:d, [0, -1]] for v in (x, b))
         matrix = (ends_b[:, 1] - ends_b[:, 0]).T / np.diagonal(ends_x[:, 1] - ends_x[:, 0])
-        return matrix, b[0], _relative(b - b[0] - (x - x[0]) @ matrix.T, b)
+        return matrix, b[0], _relative(b - b[0] - (x - x[0]) @ matrix.T, b, REST * float(np.abs(x).max()))
 
     def _mean_noise(self, t: float, y: Array, law: EmpiricalMeasure) -> Array:
         """E σσᵀ(t, X, μ), exact for polynomials of degree two.    (d, d)."""
@@ -335,7 +339,7 @@ def _root(cov: Array) -> Array:
     return root
 
 
-def _relative(part: Array, whole: Array) -> float:
-    """Size of a part relative to the whole; 0 for no part."""
+def _relative(part: Array, whole: Array, least: float = 0.0) -> float:
+    """Size of a part relative to the whole, or to what the whole is at least; 0 for no part."""
     size = float(np.abs(part).max())
-    return size / float(np.abs(whole).max()) if size > 0 else 0.0
+    return size / max(float(np.abs(whole).max()), least) if size > 0 else 0.0
