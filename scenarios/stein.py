@@ -63,11 +63,10 @@ class SteinVariational:
                 f"kernel = {self.kernel!r}, bandwidth = {self.bandwidth}; expected {' or '.join(map(repr, KERNELS))} "
                 "and h > 0."
             )
-        sizes = {len(row) for row in self.target_means}
-        if sizes != {self.dim} or len(self.target_covariances) != len(self.target_means):
+        if len(self.target_covariances) != len(self.target_means) or self.target.dim != self.dim:
             raise ValueError(
-                f"{len(self.target_means)} target_means of {sorted(sizes)} numbers and {len(self.target_covariances)} "
-                f"target_covariances; expected as many of each, in the dimension {self.dim} of initial_mean."
+                f"{len(self.target_means)} target_means and {len(self.target_covariances)} target_covariances; "
+                f"expected as many of each, in the dimension {self.dim} of initial_mean."
             )
         if not all(bool((torch.linalg.eigvalsh(law.cov) > 0).all()) for law in self._laws):
             raise ValueError("target_covariances: a component is singular; the score ∇log π needs a density.")
