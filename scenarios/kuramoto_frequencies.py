@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import special
 from torch import Tensor
 
 from mfsde import EmpiricalMeasure, Gaussian, Observable
@@ -164,6 +166,11 @@ class WrappedCauchy(Law):
         """ψ, (1,)."""
         return torch.tensor([self.centre], dtype=torch.float64)
 
+    @property
+    def cov(self) -> Tensor:
+        """π²/3 + 4 Li₂(-r), the variance on (ψ - π, ψ + π), (1, 1)."""
+        return torch.tensor([[math.pi**2 / 3 + 4 * float(special.spence(1 + self.order))]], dtype=torch.float64)
+
     def from_variates(self, z: Tensor) -> Tensor:
         """The quantile of Φ(z)."""
         return self._at(_normal_tail(z), z.sign())
@@ -185,8 +192,9 @@ class WrappedCauchy(Law):
         return self._at(torch.minimum(u, 1 - u), (u - 0.5).sign())
 
     def as_measure(self) -> EmpiricalMeasure:
-        """Quantiles of the midpoints of equal masses."""
-        return EmpiricalMeasure(self.quantile(_midpoints()[:, None]))
+        """Gauss-Legendre quadrature in the distribution function."""
+        nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(NODES))
+        return EmpiricalMeasure(self.quantile(0.5 + 0.5 * nodes[:, None]), weights / weights.sum())
 
     def _at(self, tail: Tensor, side: Tensor) -> Tensor:
         """The angle with mass `tail` beyond it, on one side of ψ."""
@@ -204,6 +212,19 @@ class Cauchy(Law):
     def dim(self) -> int:
         """One."""
         return 1
+
+    @property
+    def mean(self) -> Tensor:
+        """It has none: AttributeError."""
+        raise AttributeError(
+            "a Cauchy law has no mean and no covariance, and no grid holds its tails; use its quantiles, or Gaussian "
+            "frequencies."
+        )
+
+    @property
+    def cov(self) -> Tensor:
+        """It has none: AttributeError."""
+        return self.mean
 
     def from_variates(self, z: Tensor) -> Tensor:
         """The quantile of Φ(z), from the nearer tail: finite in float32, where Φ(z) rounds to 1."""
@@ -223,7 +244,8 @@ class Cauchy(Law):
 
     def as_measure(self) -> EmpiricalMeasure:
         """Quantiles of the midpoints of equal masses: Ω + Δ tan on even angles, exact for ω ↦ 1/(1 + (ω - Ω)²/Δ²)."""
-        return EmpiricalMeasure(self.quantile(_midpoints()[:, None]))
+        midpoints = (torch.arange(NODES, dtype=torch.float64) + 0.5) / NODES
+        return EmpiricalMeasure(self.quantile(midpoints[:, None]))
 
     def _at(self, tail: Tensor, side: Tensor) -> Tensor:
         angle = math.pi * tail.clamp(min=torch.finfo(tail.dtype).tiny)
@@ -240,6 +262,18 @@ class Product(Law):
     def dim(self) -> int:
         """Number of components."""
         return len(self.components)
+
+    @property
+    def mean(self) -> Tensor:
+        """(d,)."""
+        means: Tensor = torch.cat([law.mean for law in self.components])
+        return means
+
+    @property
+    def cov(self) -> Tensor:
+        """Diagonal, (d, d)."""
+        blocks: Tensor = torch.block_diag(*[law.cov for law in self.components])
+        return blocks
 
     def from_variates(self, z: Tensor) -> Tensor:
         """Component by component."""
@@ -269,10 +303,6 @@ def _unit(x: Tensor) -> Tensor:
 def _normal_tail(z: Tensor) -> Tensor:
     """P(Z > |z|); torch's ndtr rounds it to 0 from |z| = 5.5 on in float32."""
     return 0.5 * torch.erfc(z.abs() / math.sqrt(2))
-
-
-def _midpoints() -> Tensor:
-    return (torch.arange(NODES, dtype=torch.float64) + 0.5) / NODES
 
 
 def _check_order(name: str, r: float) -> None:

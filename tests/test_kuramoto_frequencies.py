@@ -107,6 +107,28 @@ def test_quantiles_and_distribution_are_inverse_and_those_of_the_density(law):
     torch.testing.assert_close(slope, law.log_prob(x).exp(), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("r", [0.0, 0.3, 0.8])
+def test_the_quadrature_of_a_wrapped_cauchy_law_has_its_mean_and_variance(r):
+    law = WrappedCauchy(1.0, r)
+    exact = integrate.quad(lambda y: y**2 * (1 - r**2) / (TURN * (1 - 2 * r * math.cos(y) + r**2)), -math.pi, math.pi)[
+        0
+    ]
+    assert float(law.cov) == pytest.approx(exact, rel=1e-10)
+    mu = law.as_measure()
+    assert float(mu.mean()) == pytest.approx(1.0, abs=1e-13)
+    assert float(mu.covariance()) == pytest.approx(exact, rel=1e-9)
+
+
+def test_the_moments_of_a_product_are_those_of_its_components():
+    law = NOISY.initial()
+    angle = WrappedCauchy(math.pi, 0.7)
+    torch.testing.assert_close(law.mean, torch.tensor([math.pi, 0.0], dtype=FLOAT64))
+    torch.testing.assert_close(law.cov, torch.tensor([[float(angle.cov), 0.0], [0.0, 0.64]], dtype=FLOAT64))
+    assert not hasattr(Cauchy(0.0, 1.0), "mean")
+    with pytest.raises(AttributeError, match="no grid holds its tails"):
+        _ = LORENTZ.initial().cov
+
+
 def test_the_cauchy_law_is_scipys_and_finite_in_single_precision():
     z = torch.tensor([[-3.0], [-0.2], [1.5], [4.0]], dtype=FLOAT64)
     wanted = stats.cauchy(0.5, 2.0).ppf(special.ndtr(z.numpy()))
