@@ -161,7 +161,7 @@ def _reciprocal(share: Array) -> Array:
 
 
 def _corrected(y: Array, c: Array) -> tuple[Array, ...]:
-    """Y (..., R), C - E C (..., p, R) -> mean, stderr, β (..., p), error of C (..., p), plain mean, its stderr, factor."""
+    """Y (..., R), C - E C (..., p, R) -> mean, stderr, β (..., p), error of C (..., p), plain mean, stderr, factor."""
     r = y.shape[-1]
     dy = y - y.mean(-1, keepdims=True)
     dc = c - c.mean(-1, keepdims=True)

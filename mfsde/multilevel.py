@@ -54,8 +54,10 @@ PLAIN_SLOT = 30
 MOST_LEVELS = 24
 # The fewest differences of which rates can be read.
 PILOT_LEVEL = 2
+# Of a new level; its variance is held against that of the level before.
+FEWEST = 5
 # A variance over fewer samples says little.
-FEWEST = 10
+FEWEST_FIRST = 10
 # Particles are stepped in batches of this many numbers: in the processor's cache, or enough for a GPU.
 BATCH, GPU_BATCH = 2**16, 2**23
 # Work of a step of N particles is N^p.
@@ -185,7 +187,7 @@ def plain(
     """
     problem = _Problem.checked(scenario, functional, horizon, dt, n_particles, seed, interaction, device, dtype)
     _check_positive("stderr", stderr)
-    _check_count("first_samples", first_samples, FEWEST)
+    _check_count("first_samples", first_samples, FEWEST_FIRST)
     found = problem.samples(0, 0, first_samples, PLAIN_SLOT)
     while (wanted := math.ceil(found.values[:, 0].var(ddof=1) / stderr**2)) > len(found.values):
         found = found.joined(problem.samples(0, len(found.values), wanted - len(found.values), PLAIN_SLOT))
@@ -603,7 +605,9 @@ class _Table:
         known = fine > 0
         if known.sum() < 2:
             return self.problem.system_cost(last)
-        fit = _line(np.arange(last + 1)[known], np.log(fine[known]), np.sqrt(2 / self.n_samples[known]))
+        # The coarsest levels have the most samples, and the largest deviations from the power law.
+        errors = np.sqrt(2 / self.n_samples[known] + 0.01)
+        fit = _line(np.arange(last + 1)[known], np.log(fine[known]), errors)
         return math.exp(fit.intercept + fit.slope * last) / stderr**2 * self.problem.system_cost(last)
 
     def dataset(self, goal: _Goal) -> xr.Dataset:
@@ -727,7 +731,7 @@ def _check_goal(tolerance: Any, max_level: Any, max_cost: Any, first_samples: An
     _check_count("max_level", max_level, PILOT_LEVEL)
     if max_level > MOST_LEVELS:
         raise ValueError(f"max_level = {max_level}; expected at most {MOST_LEVELS}.")
-    _check_count("first_samples", first_samples, FEWEST)
+    _check_count("first_samples", first_samples, FEWEST_FIRST)
     if isinstance(max_cost, (bool, str)) or not float(max_cost) > 0:
         raise ValueError(f"max_cost = {max_cost!r}; expected a positive number of particle-steps, or math.inf.")
     if isinstance(share, (bool, str)) or not 0 < float(share) < 1:

@@ -258,9 +258,9 @@ def test_the_error_is_what_was_claimed(scenario: Any, functional: Any, truth: fl
 def test_the_double_well_agrees_with_its_fokker_planck_equation() -> None:
     limit = mfsde.limit.fokker_planck(DoubleWell(), None, [1.0])
     truth = float(limit["covariance"][0, 0, 0] + limit["mean"][0, 0] ** 2)
-    found = estimate(DoubleWell(), second_moment, tolerance=2e-3, seed=3, **{**COARSE, "dt": 0.0625})
+    found = estimate(DoubleWell(), second_moment, tolerance=4e-3, seed=3, **{**COARSE, "dt": 0.0625})
     assert abs(float(found.estimate) - truth) < 4 * float(found.stderr) + 2 * float(found.bias)
-    wrong = estimate(DoubleWell(theta=1.3), second_moment, tolerance=2e-3, seed=3, **{**COARSE, "dt": 0.0625})
+    wrong = estimate(DoubleWell(theta=1.3), second_moment, tolerance=4e-3, seed=3, **{**COARSE, "dt": 0.0625})
     assert abs(float(wrong.estimate) - truth) > 4 * float(wrong.stderr) + 2 * float(wrong.bias)
 
 
@@ -318,7 +318,7 @@ def test_the_answer_of_plain_monte_carlo_at_a_tenth_of_its_cost() -> None:
     assert abs(gap) < 4 * math.hypot(float(found.stderr), float(reference.stderr))
     assert float(reference.cost) > 10 * float(found.cost)
     # What was predicted from the variances along the way.
-    assert float(found.plain_cost) == pytest.approx(float(reference.cost), rel=0.3)
+    assert float(found.plain_cost) == pytest.approx(float(reference.cost), rel=0.5)
 
 
 def test_the_cost_grows_with_the_tolerance_as_derived() -> None:
@@ -377,7 +377,7 @@ GOOD: dict[str, Any] = {"tolerance": 0.05, "seed": 1, **COARSE}
         ({"seed": -1}, "seed = -1"),
         ({"max_level": 1}, "max_level = 1; expected a whole number >= 2"),
         ({"max_level": 60}, "max_level = 60; expected at most"),
-        ({"first_samples": 3}, "first_samples = 3"),
+        ({"first_samples": 3}, "first_samples = 3; expected a whole number >= 10"),
         ({"max_cost": 0}, "max_cost = 0; expected a positive"),
         ({"variance_share": 1.0}, "variance_share = 1.0; expected a number strictly between"),
         ({"interaction": "triples"}, "interaction = 'triples'; expected one of 'mean', 'pairwise'"),
