@@ -1,5 +1,8 @@
 """Equations without noise: the law is carried along X_i' = b(t, X_i, Σ_j w_j δ_{X_j}) from a quadrature of its start.
 
+With births and deaths the masses follow w_i' = -w_i (V(X_i) - Σ_j w_j V(X_j)), V the birth-death rate: together the
+Wasserstein-Fisher-Rao flow where b = -∇V.
+
 Where the scenario has a domain, characteristics that reach its wall stay in it and follow the tangential part of b for
 as long as b points outwards: x' = lim (project(x + εb) - x)/ε, the projected dynamical system.
 """
@@ -35,6 +38,7 @@ LEAVING = 1e-10  # beyond the wall, from which on a point has met it
 PROBE = 1e-8  # along a velocity, to find the wall
 TURN = 1e-5  # along a velocity, to see how the wall turns it
 MOST_STEPS = 100_000
+LEAST = 1e-300  # of a mass, so that it has a logarithm
 
 
 def characteristics(
@@ -49,7 +53,9 @@ def characteristics(
     store: results.Path_ | None = None,
     overwrite: bool = False,
 ) -> xr.Dataset:
-    """The law of the limit ∂_t m = -∇·(b m) of an equation without noise, along its characteristics.
+    """The law of the limit ∂_t m = -∇·(b m) - (V - ∫ V dm) m of an equation without noise, along its characteristics.
+
+    V is the birth-death rate, 0 where there is none.
 
     The start is a weighted measure of points: the quadrature of a law (the trapezoidal rule in its normal variates,
     which converges geometrically for smooth laws and flows), or a given measure, taken as it is. The points
@@ -117,7 +123,10 @@ class Stepping:
 
 
 class Flow:
-    """The velocities of points of constant masses, in the domain of their scenario.
+    """The velocities of points in the domain of their scenario, and the rates of their masses.
+
+    A state is the points, (n, d), with the logarithms of their masses as one more column where particles are born and
+    die: (n, d + 1).
 
     Args:
         scenario: as for `simulate`.
@@ -135,37 +144,66 @@ class Flow:
                 f"{self.name} has common noise (common_diffusion), and so no characteristics; use "
                 "mfsde.limit.fokker_planck, or simulate."
             )
-        self.weights = start.weights.double()
-        points = start.points.double().numpy()
-        self._coefficients = Coefficients(scenario, points, self.weights.numpy())
+        self._weights = start.weights.double()
+        points, mass = start.points.double().numpy(), self._weights.numpy()
+        self._coefficients = Coefficients(scenario, points, mass, births=True)
         self.scenario, self.period = self._coefficients.scenario, self._coefficients.period
+        self.dim, self._reacts = points.shape[1], self._coefficients.has_birth_death
+        self._check_closed()
         self.has_domain = self._coefficients.has_projection
-        lengths = period_lengths(self.period, points.shape[1])
+        lengths = period_lengths(self.period, self.dim)
         self._is_circle = np.array([math.isfinite(length) for length in lengths])
         self.start = points
-        self.check_noiseless(0.0, points)
+        if self._reacts:
+            self.start = np.append(points, np.log(np.maximum(mass, LEAST))[:, None], axis=1)
+        self.check_noiseless(0.0, self.start)
 
-    def law(self, x: Array) -> EmpiricalMeasure:
-        """The measure at points (n, d)."""
-        return EmpiricalMeasure.given(torch.from_numpy(x), self.weights, self.period)
+    def places(self, y: Array) -> Array:
+        """The points of a state.    (n, d)."""
+        return np.ascontiguousarray(y[:, : self.dim])
 
-    def check_noiseless(self, t: float, x: Array) -> None:
+    def weights(self, y: Array) -> Tensor:
+        """The masses of a state.    (n,)."""
+        return torch.softmax(torch.from_numpy(y[:, self.dim]), 0) if self._reacts else self._weights
+
+    def law(self, y: Array) -> EmpiricalMeasure:
+        """The measure of a state."""
+        return EmpiricalMeasure.given(torch.from_numpy(self.places(y)), self.weights(y), self.period)
+
+    def _check_closed(self) -> None:
+        """Refuses mass from outside, and velocities that jump."""
+        if self._coefficients.reinjection is not None:
+            raise ValueError(
+                f"{self.name} reinjects particles, whose law is no finite number of points; use "
+                "mfsde.limit.fokker_planck with a little noise, or simulate."
+            )
+        regulariser = getattr(self.scenario, "regulariser", None)
+        if regulariser is not None and not (regulariser.is_smooth or regulariser.has_domain):
+            raise ValueError(
+                f"the velocity of {self.name} jumps at the kinks of its regulariser {regulariser}, which no smooth "
+                "integrator steps over; simulate with method='proximal'."
+            )
+
+    def check_noiseless(self, t: float, y: Array) -> None:
         """Refuses diffusion."""
-        a = self._coefficients.covariance(t, x, self.law(x))
+        a = self._coefficients.covariance(t, self.places(y), self.law(y))
         if a.any():
             raise ValueError(
                 f"{self.name} has diffusion: σσᵀ reaches {float(np.abs(a).max()):.3g} at t = {t:g}. Characteristics "
                 "are for equations without noise; use mfsde.limit.fokker_planck."
             )
 
-    def velocity(self, t: float, x: Array) -> Array:
-        """The drift at points (n, d) of their law; not finite where it is not."""
-        at = torch.from_numpy(x)[None]
+    def velocity(self, t: float, y: Array) -> Array:
+        """The drift at the points of a state of their law, and the rate of their masses; not finite where it is not."""
+        at, w = torch.from_numpy(self.places(y))[None], self.weights(y)
         # Of a law, no particle is left out: the points are its atoms only for the quadrature.
-        mu = EmpiricalMeasure.given(at, self.weights[None], self.period)
+        mu = EmpiricalMeasure.given(at, w[None], self.period)
         with torch.no_grad():
-            b: Tensor = self.scenario.drift(t, at, mu)
-        return b.detach()[0].numpy()
+            b: Tensor = self.scenario.drift(t, at, mu)[0]
+            if self._reacts:
+                rate = self.scenario.birth_death_rate(t, at, mu)[0]
+                b = torch.cat([b, (w @ rate - rate).unsqueeze(-1)], dim=-1)
+        return b.detach().numpy()
 
     def slope(self, t: float, y: Array, held: Array) -> Array:
         """The velocity of every point, and of those held at the wall what the wall leaves of it."""
@@ -197,8 +235,9 @@ class Flow:
         return np.where(off[:, None], np.where(reflects[:, None], middle, p), y)
 
     def wrapped(self, y: Array) -> Array:
-        """The points as the scenario stores them: inside, and on a torus in its box."""
-        return self._coefficients.project(self.nearest(y)) if self.has_domain else y
+        """The points as the scenario stores them: inside, and on a torus in its box.    (n, d)."""
+        x = self.places(self.nearest(y))
+        return self._coefficients.project(x) if self.has_domain else x
 
     def _at_wall(self, x: Array, v: Array) -> tuple[Array, Array, Array]:
         """Whether v presses against the wall at x, the point of the wall, and lim (nearest(x + εv) - x)/ε.
@@ -223,7 +262,10 @@ class Flow:
         return (turned != farther).any(-1), wall - near * left, left
 
     def _projected(self, y: Array) -> Array:
-        return np.where(self._is_circle, y, self._coefficients.project(y)) if self.has_domain else y
+        if not self.has_domain:
+            return y
+        x = self.places(y)
+        return np.append(np.where(self._is_circle, x, self._coefficients.project(x)), y[:, self.dim :], axis=1)
 
 
 def _far(p: Array, y: Array, distance: float) -> Array:
@@ -234,38 +276,38 @@ def _far(p: Array, y: Array, distance: float) -> Array:
 
 @dataclass(frozen=True)
 class Solution:
-    """Points of constant masses along time.    positions: (T, n, d)."""
+    """Points and masses along time.    positions: (T, n, d), weights: (T, n)."""
 
     flow: Flow
     positions: Array
+    weights: Array
 
     @classmethod
     def of(cls, scenario: Any, start: EmpiricalMeasure, times: Array, stepping: Stepping) -> Solution:
         """Solved from the start to the times."""
-        flow = Flow(scenario, start)
-        found = np.stack([flow.wrapped(y) for y in _march(flow, times, stepping)])
-        for t, x in zip(times, found, strict=True):
-            flow.check_noiseless(float(t), x)
-        return cls(flow, found)
+        flow, positions, weights = Flow(scenario, start), [], []
+        for t, y in zip(times, _march(flow, times, stepping), strict=True):
+            flow.check_noiseless(float(t), y)
+            positions.append(flow.wrapped(y))
+            weights.append(flow.weights(y).numpy())
+        return cls(flow, np.stack(positions), np.stack(weights))
 
     def particles(self) -> dict[str, Any]:
         """Positions and masses, as in a run."""
-        weight = np.broadcast_to(self.flow.weights.numpy(), (len(self.positions), 1, self.positions.shape[1]))
         dims = ("replica", "particle", "component")
         return {
             "position": (dims, self.positions[:, None], f"characteristics of {self.flow.name}", "1"),
-            "weight": (dims[:2], weight, "mass of each particle", "1"),
+            "weight": (dims[:2], self.weights[:, None], "mass of each particle", "1"),
         }
 
     def averages(self) -> dict[str, Any]:
         """Mean, covariance and energy along time."""
-        mass = np.broadcast_to(self.flow.weights.numpy(), self.positions.shape[:2])
-        series = dict(results.moments(self.positions, mass))
+        series = dict(results.moments(self.positions, self.weights))
         energy = getattr(self.flow.scenario, "energy", None)
         if isinstance(energy, Energy):
             laws = (
-                EmpiricalMeasure(torch.from_numpy(x), self.flow.weights, period=self.flow.period)
-                for x in self.positions
+                EmpiricalMeasure(torch.from_numpy(x), torch.from_numpy(w), period=self.flow.period)
+                for x, w in zip(self.positions, self.weights, strict=True)
             )
             with torch.no_grad():
                 series["energy"] = ((), np.array([float(energy(mu)) for mu in laws]), "energy F(m)", "1")

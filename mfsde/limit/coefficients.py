@@ -29,14 +29,17 @@ class Coefficients:
         scenario: a frozen dataclass with drift, diffusion and initial.
         points: (n, d), at some of which its methods are checked.
         mass: (n,), their masses.
+        births: whether the caller knows what to do about births and deaths.
 
     Raises:
-        TypeError, ValueError: as for `simulate`: a method is missing or returns what it should not.
+        TypeError, ValueError: as for `simulate`: a method is missing or returns what it should not; births and deaths
+            that the caller cannot take; a domain that moves.
 
     """
 
-    def __init__(self, scenario: Any, points: Array, mass: Array) -> None:
+    def __init__(self, scenario: Any, points: Array, mass: Array, births: bool = False) -> None:
         fields(scenario)
+        _check_known(scenario, births)
         self.scenario = on_device(scenario, torch.device("cpu"), torch.float64)
         self.name = scenario_name(scenario)
         some = np.unique(np.linspace(0, len(points) - 1, CHECKED).round().astype(int))
@@ -60,6 +63,24 @@ class Coefficients:
     def is_general(self) -> bool:
         """Whether σ is a matrix, so that a may have entries off the diagonal."""
         return self._equation.form == "general"
+
+    @property
+    def has_birth_death(self) -> bool:
+        """Whether particles are born and die."""
+        return self._equation.has_birth_death
+
+    @property
+    def reinjection(self) -> tuple[float, Law] | None:
+        """Rate and law of the mass that comes from outside."""
+        return self._equation.reinjection if self.has_birth_death else None
+
+    def excess_rate(self, t: float, mu: EmpiricalMeasure) -> Array:
+        """L = V - ∫ V dm at the atoms of the law m, V the birth-death rate: ∂_t m = ... - L m.    (n,)."""
+        at, law = _beside(mu.points.reshape(-1, self.dim).numpy(), mu)
+        with torch.no_grad():
+            rate = self._equation.birth_death_rate(t, at, law)[0].double()
+        found: Array = (rate - law.weights[0] @ rate).numpy()
+        return self._checked(found, "birth_death_rate", t)
 
     def drift(self, t: float, x: Array, mu: EmpiricalMeasure) -> Array:
         """The drift b at points (n, d).    ValueError where it is not finite."""
@@ -131,6 +152,20 @@ class Coefficients:
                 "evaluates it on the whole grid; leave such states out of the grid, or bound the coefficient there."
             )
         return values
+
+
+def _check_known(scenario: Any, births: bool) -> None:
+    name = scenario_name(scenario)
+    if hasattr(scenario, "birth_death_rate") and not births:
+        raise ValueError(
+            f"{name} has births and deaths (birth_death_rate), which are followed in time only: use "
+            "mfsde.limit.fokker_planck, mfsde.limit.characteristics where there is no noise, or simulate."
+        )
+    if hasattr(scenario, "project_at"):
+        raise ValueError(
+            f"{name} has a domain that moves (project_at), and grids stand still; simulate, or map the domain to a "
+            "fixed one by a change of variables."
+        )
 
 
 def initial_law(scenario: Any, start: Any = None) -> Law | EmpiricalMeasure:

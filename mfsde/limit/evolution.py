@@ -82,6 +82,6 @@ def is_noiseless(scenario: Any, times: results.Array) -> bool:
     start = initial_law(scenario)
     mu = start.as_measure() if isinstance(start, Law) else start
     points, mass = mu.points.double().numpy(), mu.weights.double().numpy()
-    coefficients = Coefficients(scenario, points, mass)
+    coefficients = Coefficients(scenario, points, mass, births=True)
     some = (0.0, float(times[-1]) / 2, float(times[-1]))
     return not any(np.any(coefficients.covariance(t, points, mu)) for t in some)

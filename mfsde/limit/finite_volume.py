@@ -27,6 +27,7 @@ from scipy.sparse.linalg import splu
 
 from ..measure import EmpiricalMeasure
 from .coefficients import Coefficients
+from .deposit import deposit
 from .grid import Array, Axis, Grid
 
 GAUSS = np.array([-1.0, 1.0]) / math.sqrt(12.0)  # nodes of the two-point rule, in units of the interval's length
@@ -111,6 +112,10 @@ class FiniteVolumes:
         self._widths = [(w[i], w[j]) for w, (i, j) in zip(widths, self._sides, strict=True)]
         self.points = np.concatenate(self._faces)
         self._diagonals = _diagonals(index, grid) if coefficients.is_general and grid.dim == 2 else None
+        self.inflow, self._source = 0.0, np.zeros(self.size)
+        if coefficients.reinjection is not None:
+            self.inflow, law = coefficients.reinjection
+            self._source = deposit(law, grid).ravel()
 
     def generator(self, t: float, mass: Array, velocity: float = 0.0) -> Generator:
         """A(t, m), m the masses of the nodes, (n,), seen from nodes that move at `velocity`.
@@ -119,6 +124,34 @@ class FiniteVolumes:
         """
         drift, spread = self.fields(t, self.grid.measure(mass.reshape(1, *self.grid.shape)))
         return self.assembled(drift - velocity, spread)
+
+    def excess_rate(self, t: float, mass: Array) -> Array | None:
+        """L = V - ∫ V dm at the nodes, (n,), for a scenario with births and deaths."""
+        if not self.coefficients.has_birth_death:
+            return None
+        return self.coefficients.excess_rate(t, self.grid.measure(mass.reshape(1, *self.grid.shape)))
+
+    def slope(self, t: float, mass: Array) -> Array:
+        """A mass - L mass + rate (π - mass), the last for a reinjection from π: the rate of change of mass.    (n,)."""
+        moved, rate = self.generator(t, mass).apply(mass), self.excess_rate(t, mass)
+        return moved if rate is None else moved - rate * mass + self.inflow * (self._source - mass)
+
+    def jacobian(self, t: float, mass: Array) -> sparse.csc_array:
+        """The derivative of `slope` with the law inside the coefficients and the mean of V held fixed, (n, n)."""
+        matrix, rate = self.generator(t, mass).matrix(), self.excess_rate(t, mass)
+        return matrix if rate is None else (matrix - sparse.diags_array(rate + self.inflow)).tocsc()
+
+    def step(self, t: float, mass: Array, dt: float) -> Array:
+        """An implicit Euler step, then births and deaths as a mirror step: positive, of the same mass, for every dt."""
+        moved = self.generator(t, mass).implicit_step(mass, dt)
+        rate = self.excess_rate(t, moved)
+        if rate is None:
+            return moved
+        # Relative to the smallest rate, so that no exponential overflows.
+        grown = moved * np.exp(-dt * (rate - rate.min()))
+        share = -math.expm1(-self.inflow * dt)
+        reacted: Array = (1 - share) * grown * (moved.sum() / grown.sum()) + share * self._source
+        return reacted
 
     def fields(self, t: float, mu: EmpiricalMeasure) -> tuple[Array, Array]:
         """All of the scenario that A depends on: b at the Gauss points of the faces, a at the nodes and there."""

@@ -1,4 +1,4 @@
-"""Time stepping of the Fokker-Planck equation: d mass/dt = A(t, mass) mass.
+"""Time stepping of the Fokker-Planck equation: d mass/dt = A(t, mass) mass, and births and deaths.
 
 Adaptive steps come from scipy's stiff integrators, whose Jacobian here is A with the law held fixed: what is left out
 is not stiff. Any Runge-Kutta or multistep scheme keeps the mass to rounding; its values may fall below zero by its
@@ -50,22 +50,16 @@ class Stepping:
         step = 0
         for target in np.rint(times / self.dt).astype(int):
             while step < target:
-                mass = volumes.generator(step * self.dt, mass).implicit_step(mass, self.dt)
+                mass = volumes.step(step * self.dt, mass, self.dt)
                 step += 1
             yield mass
 
     def _adaptive(self, volumes: FiniteVolumes, mass: Array, times: Array) -> Iterator[Array]:
-        def slope(t: float, values: Array) -> Array:
-            return volumes.generator(t, values).apply(values)
-
-        def jacobian(t: float, values: Array) -> Any:
-            return volumes.generator(t, values).matrix()
-
-        options = {"rtol": self.rtol, "atol": self.atol, "jac": jacobian}
+        options = {"rtol": self.rtol, "atol": self.atol, "jac": volumes.jacobian}
         if self.method == "bdf":
-            yield from _dense(slope, mass, times, options)
+            yield from _dense(volumes.slope, mass, times, options)
         else:
-            yield from _restarted(slope, mass, times, options)
+            yield from _restarted(volumes.slope, mass, times, options)
 
 
 def _restarted(slope: Callable[..., Array], mass: Array, times: Array, options: dict[str, Any]) -> Iterator[Array]:

@@ -56,7 +56,7 @@ class Level:
     ) -> Level:
         """Solved from the initial law to the times."""
         first = deposit(start, grid)
-        coefficients = Coefficients(scenario, grid.points, first.ravel())
+        coefficients = Coefficients(scenario, grid.points, first.ravel(), births=True)
         check_noise(coefficients, grid, first, times)
         volumes = FiniteVolumes(coefficients, grid)
         reached = iter(range(done + 1, done + len(times) + 1))
@@ -66,7 +66,7 @@ class Level:
                 bar.at(next(reached))
 
         mass = stepping.solve(volumes, first.ravel(), times, watch)
-        slopes = [volumes.generator(float(t), m).apply(m) for t, m in zip(times, mass, strict=True)]
+        slopes = [volumes.slope(float(t), m) for t, m in zip(times, mass, strict=True)]
         found = mass.reshape(-1, *grid.shape)
         peclet = max(volumes.peclet(float(t), m) for t, m in zip(times, mass, strict=True))
         return cls(scenario, coefficients, domain, grid, found, np.abs(slopes).sum(1), peclet)
@@ -98,7 +98,9 @@ class Level:
         return {name: np.array(values) for name, values in found.items()}
 
     def is_gradient_flow(self, times: Array) -> bool:
-        """Whether the flow descends the free energy, judged at some laws and times."""
+        """Whether the flow descends the free energy by transport alone, judged at some laws and times."""
+        if self.coefficients.has_birth_death:
+            return False
         laws = [self.grid.measure(self.mass[0]), *self.grid.few_atoms(3)]
         return self.coefficients.is_gradient_flow(self.grid.points, laws, (0.0, float(times[-1]) / 2, float(times[-1])))
 
@@ -132,6 +134,9 @@ def support(scenario: Any, start: Law | EmpiricalMeasure, domain: Domain, times:
 
     """
     low, high = first_box(start, domain)
+    if hasattr(scenario, "reinjection"):
+        other = first_box(scenario.reinjection()[1], domain)
+        low, high = np.minimum(low, other[0]), np.maximum(high, other[1])
     if all(_is_closed(domain, k) for k in range(start.dim)):
         return low, high
     pilots = np.union1d(times, np.linspace(0, times[-1], PILOT_TIMES)) if times[-1] > 0 else times
