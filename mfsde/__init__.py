@@ -13,7 +13,8 @@ _HOMES = {
     "measure": ("Dirac", "EmpiricalMeasure", "Gaussian", "Law", "Mixture", "Uniform"),
     "energy": ("Energy", "interaction", "potential"),
     "network": ("Neuron", "risk"),
-    "model": ("MeanFieldLangevin", "decoupled"),
+    "model": ("decoupled",),
+    "langevin": ("MeanFieldLangevin",),
     "noise": ("Noise", "Stream"),
     "draws": ("Draws",),
     "sgd": ("NoisySGD",),
@@ -22,6 +23,9 @@ _HOMES = {
     "solver": ("BlowUp",),
     "store": ("open_run",),
     "run": ("resume", "simulate", "sweep"),
+    "sensitivity": ("differentiate",),
+    "calibration": ("NotConverged", "fit"),
+    "family": ("GradientFlowOf", "KineticOf", "LangevinOf", "SampledOf", "compare", "members"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -29,10 +33,18 @@ __all__ = sorted(_HOME)
 
 # The same names for readers and type checkers.
 if TYPE_CHECKING:
+    from .calibration import NotConverged as NotConverged
+    from .calibration import fit as fit
     from .draws import Draws as Draws
     from .energy import Energy as Energy
     from .energy import interaction as interaction
     from .energy import potential as potential
+    from .family import GradientFlowOf as GradientFlowOf
+    from .family import KineticOf as KineticOf
+    from .family import LangevinOf as LangevinOf
+    from .family import SampledOf as SampledOf
+    from .family import compare as compare
+    from .family import members as members
     from .gradient_flow import GradientFlow as GradientFlow
     from .measure import Dirac as Dirac
     from .measure import EmpiricalMeasure as EmpiricalMeasure
@@ -40,7 +52,7 @@ if TYPE_CHECKING:
     from .measure import Law as Law
     from .measure import Mixture as Mixture
     from .measure import Uniform as Uniform
-    from .model import MeanFieldLangevin as MeanFieldLangevin
+    from .langevin import MeanFieldLangevin as MeanFieldLangevin
     from .model import decoupled as decoupled
     from .network import Neuron as Neuron
     from .network import risk as risk
@@ -50,6 +62,7 @@ if TYPE_CHECKING:
     from .run import resume as resume
     from .run import simulate as simulate
     from .run import sweep as sweep
+    from .sensitivity import differentiate as differentiate
     from .sgd import NoisySGD as NoisySGD
     from .solver import BlowUp as BlowUp
     from .store import open_run as open_run

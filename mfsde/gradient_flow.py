@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from .energy import Energy
 from .measure import EmpiricalMeasure
 from .model import energy_of
 from .observables import Observable
+from .selection import Selection
 
 
-class GradientFlow:
+class GradientFlow(Selection):
     """dX = v(m, X) dt, v = ṽ - proj_{∂V(X)}(ṽ), ṽ = -D_mF(m, X): the W₂ gradient flow of F(m) + ∫ V dm.
 
     v is minus the element of least norm of D_mF + ∂V. With N particles of mass 1/N it is the gradient flow of
@@ -32,7 +34,7 @@ class GradientFlow:
     transport (2018), definition 2.2 and proposition 2.3; theorem 2.6 for N → ∞.
     """
 
-    energy: Any
+    energy: Any = None
     regulariser: Any = None
 
     def smooth_drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
@@ -73,8 +75,8 @@ class GradientFlow:
         return mu.integrate(lambda x: v.square().sum(-1))
 
     def observables(self) -> tuple[Observable | str, ...]:
-        """The objective."""
-        return (self.objective_observable(),)
+        """The objective, where there is an energy."""
+        return (self.objective_observable(),) if isinstance(self.energy, Energy) else ()
 
     def objective_observable(self) -> Observable:
         """F(m) + ∫ V dm at every saved step."""

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from .energy import gradient
+from .langevin import MeanFieldLangevin
 from .measure import EmpiricalMeasure, Gaussian, Law, _sobol_measure, period_lengths
-from .model import MeanFieldLangevin, energy_of, scenario_name
+from .model import energy_of, scenario_name
 
 # Atoms of a product of quadratures; above it a quasi-random sample of the product is taken.
 MOST_ATOMS = 1 << 17

@@ -1,8 +1,7 @@
 """What the engine asks of an equation, and the equations it provides.
 
 A scenario is any frozen dataclass with `drift`, `diffusion` and `initial`; `Equation` is the engine's view of one,
-checked once at the door. `MeanFieldLangevin` derives the drift from an energy; `decoupled` replaces the particles' own
-law by a given one.
+checked once at the door. `decoupled` replaces the particles' own law by a given one.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from .energy import Energy, gradient
 from .measure import EmpiricalMeasure, Law, Period, period_lengths
-from .tape import is_recording
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,43 +39,6 @@ COPIED = (
     *("gamma", "regulariser", "proximal", "reinjection", "sample"),
 )
 OF_THE_LAW = ("common_diffusion", "birth_death_rate", "smooth_drift")
-
-
-class MeanFieldLangevin:
-    """dX = -(D_mF(m, X) + (σ²/2) ∇U(X)) dt + σ dW: the W₂ gradient flow of F(m) + (σ²/2) KL(m | e^{-U}).
-
-    A frozen dataclass that inherits it declares `sigma`, `energy` (a cached_property, or a property, returning
-    an `mfsde.Energy`; a function of the measure only), `confinement(x)` = U, (..., N, d) -> (..., N), and `initial()`.
-    A hand-written `confinement_gradient(x)` is welcome where it is faster.
-
-    Source: Hu, Ren, Siska, Szpruch, Mean-field Langevin dynamics and energy landscape of neural networks, eq. (1).
-    """
-
-    sigma: Any
-    energy: Any
-
-    def confinement(self, x: Tensor) -> Tensor:
-        """U(x), (..., N, d) -> (..., N)."""
-        raise TypeError(
-            f"{type(self).__name__} does not define confinement(x), the potential U of its reference law e^(-U); "
-            "write it as (..., N, d) -> (..., N), for instance 0.5 * x.square().sum(-1)."
-        )
-
-    def confinement_gradient(self, x: Tensor) -> Tensor:
-        """∇U(x), by automatic differentiation."""
-        return gradient(self.confinement, x)
-
-    def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
-        """-(D_mF(mu, x) + (σ²/2) ∇U(x))."""
-        force: Tensor = energy_of(self).intrinsic_derivative(mu, x)
-        slope, half = self.confinement_gradient(x), 0.5 * _number(self.sigma) ** 2
-        if isinstance(half, Tensor):
-            return -(force + half * slope)
-        return torch.add(force, slope, alpha=half).neg_()
-
-    def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float | Tensor:
-        """σ."""
-        return _number(self.sigma)
 
 
 class Decoupled:
@@ -264,10 +225,20 @@ def fields(scenario: Any) -> dict[str, Any]:
     return {f.name: getattr(scenario, f.name) for f in dataclasses.fields(scenario)}
 
 
+def parameters(scenario: Any) -> dict[str, Any]:
+    """A scenario's fields and, where it is another dynamics of a scenario `of`, those of that one, its own first."""
+    own = fields(scenario)
+    inner = own.get("of")
+    if not dataclasses.is_dataclass(inner) or isinstance(inner, type):
+        return own
+    mine = {name: value for name, value in own.items() if name != "of"}
+    return {**mine, **{name: value for name, value in parameters(inner).items() if name not in mine}}
+
+
 def numeric_fields(scenario: Any) -> dict[str, Any]:
     """The parameters that are plain numbers: scalar coordinates of every dataset."""
     found: dict[str, Any] = {}
-    for name, value in fields(scenario).items():
+    for name, value in parameters(scenario).items():
         number = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
         if isinstance(number, (int, float, np.integer, np.floating)) and not isinstance(number, bool):
             found[name] = number
@@ -275,22 +246,30 @@ def numeric_fields(scenario: Any) -> dict[str, Any]:
 
 
 def replaced(scenario: Any, changes: dict[str, Any]) -> Any:
-    """The scenario with some fields changed."""
+    """The scenario with some parameters changed."""
     if isinstance(scenario, Decoupled):
         return Decoupled(replaced(scenario._scenario, changes), scenario.law)
-    return dataclasses.replace(scenario, **changes)
+    own = {name: value for name, value in changes.items() if name in fields(scenario)}
+    others = {name: value for name, value in changes.items() if name not in own}
+    if others and "of" in fields(scenario):
+        own["of"] = replaced(scenario.of, others)
+        others = {}
+    return dataclasses.replace(scenario, **own, **others)
 
 
 def on_device(scenario: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """The scenario with its floating tensor fields on the run's device, in its dtype."""
     if isinstance(scenario, Decoupled):
         return Decoupled(on_device(scenario._scenario, device, dtype), scenario.law)
-    floating = {
+    moved: dict[str, Any] = {
         f.name: getattr(scenario, f.name).to(device=device, dtype=dtype)
         for f in dataclasses.fields(scenario)
         if f.init and isinstance(getattr(scenario, f.name), Tensor) and getattr(scenario, f.name).is_floating_point()
     }
-    return dataclasses.replace(scenario, **floating) if floating else scenario
+    inner = fields(scenario).get("of")
+    if dataclasses.is_dataclass(inner) and not isinstance(inner, type):
+        moved["of"] = on_device(inner, device, dtype)
+    return dataclasses.replace(scenario, **moved) if moved else scenario
 
 
 class Equation:
@@ -402,13 +381,12 @@ class Equation:
                     f"{self.name} has no method {method}; a scenario defines drift(t, x, mu), diffusion(t, x, mu) and "
                     "initial()."
                 )
-        if isinstance(self.scenario, MeanFieldLangevin):
-            for name in ("sigma", "energy"):
-                if not hasattr(type(self.scenario), name) and name not in fields(self.scenario):
-                    raise TypeError(
-                        f"{self.name} inherits MeanFieldLangevin but declares no {name}; it needs a field sigma, a "
-                        "cached_property energy that returns an mfsde.Energy, and confinement(x)."
-                    )
+        for name in getattr(self.scenario, "declares", ()):
+            if not hasattr(type(self.scenario), name) and name not in fields(self.scenario):
+                raise TypeError(
+                    f"{self.name} declares no {name}; the dynamics that it inherits needs all of "
+                    f"{', '.join(self.scenario.declares)}, as fields, properties or methods."
+                )
         taken = RESERVED & set(fields(self.scenario))
         if taken:
             raise ValueError(
@@ -492,11 +470,6 @@ class Equation:
     def _check_finite(self, method: str, value: Tensor) -> None:
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{self.name}.{method} is not finite at the initial state: {_first_bad(value)}.")
-
-
-def _number(value: Any) -> float | Tensor:
-    """A parameter as a float; as the tensor that it is while a run is differentiated."""
-    return value if isinstance(value, Tensor) and is_recording() else float(value)
 
 
 def _coefficient(value: Any) -> float | Tensor:

@@ -27,7 +27,7 @@ from . import provenance
 from .clock import Clock
 from .measure import EmpiricalMeasure, Law, period_lengths
 from .methods import Method, check_method
-from .model import Equation, fields, numeric_fields, on_device, replaced, scenario_name
+from .model import Equation, fields, numeric_fields, on_device, parameters, replaced, scenario_name
 from .noise import Noise, Stream
 from .observables import NAMED, Observable, evaluate, is_named, listed, resolve
 from .progress import Progress
@@ -263,7 +263,7 @@ class System:
             "settings": self.settings.as_dict(),
             "observables": [o.name for o in self.observables],
             "method": self.settings.method,
-            **({"reaction": self.method.reaction} if self.method.reaction else {}),
+            **self._reaction(),
             "noise": self.settings.noise.identity(),
             "dtype": self.settings.dtype,
             "device": _device_name(self.x.device),
@@ -271,6 +271,13 @@ class System:
             "versions": provenance.versions(),
             "digest": self.identity(),
         }
+
+    def _reaction(self) -> dict[str, str]:
+        """How particles are born and die, and by what rate where the engine provides it."""
+        if not self.method.reaction:
+            return {}
+        selects = getattr(self.scenario, "selects", None)
+        return {"reaction": self.method.reaction, **({} if selects is None else {"selection": selects})}
 
     def run(self, sink: Memory | ZarrStore, first: int, index: int, progress: bool) -> None:
         """Integrates from step `first`, frame `index`, to the end, and closes the sink whatever happens."""
@@ -536,7 +543,7 @@ def _changes(was: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _check_axes(scenario: Any, axes: dict[str, list[Any]], settings: dict[str, Any]) -> None:
     known = [p for p in inspect.signature(simulate).parameters if p != "scenario"]
-    allowed = {*fields(scenario), *known} - {"store", "overwrite", "progress", "observables", "noise"}
+    allowed = {*parameters(scenario), *known} - {"store", "overwrite", "progress", "observables", "noise"}
     for name, values in axes.items():
         if name not in allowed:
             raise TypeError(
@@ -555,7 +562,7 @@ def _check_axes(scenario: Any, axes: dict[str, list[Any]], settings: dict[str, A
 
 
 def _one_of_sweep(scenario: Any, point: dict[str, Any], settings: dict[str, Any], folder: Path_ | None) -> xr.Dataset:
-    own = fields(scenario)
+    own = parameters(scenario)
     changed = replaced(scenario, {k: v for k, v in point.items() if k in own})
     chosen = {**settings, **{k: v for k, v in point.items() if k not in own}}
     if folder is None:
@@ -575,7 +582,7 @@ def _continued(store: Path, scenario: Any, settings: dict[str, Any]) -> xr.Datas
 
 def _settings_of(scenario: Any, point: dict[str, Any], settings: dict[str, Any]) -> Settings:
     """The settings that `simulate` would check for one point of a sweep."""
-    chosen = {**settings, **{k: v for k, v in point.items() if k not in fields(scenario)}}
+    chosen = {**settings, **{k: v for k, v in point.items() if k not in parameters(scenario)}}
     asked = inspect.signature(simulate).bind(scenario, **chosen)
     asked.apply_defaults()
     names = {f.name for f in dataclasses.fields(Settings)} - {"substeps", "antithetic"} | {"noise"}

@@ -1,0 +1,258 @@
+"""One energy under every dynamics of the family, and their comparison in one dataset.
+
+A member has the energy, confinement, start and torus of another scenario, and its own equation:
+
+    GradientFlowOf   dX = -D_mF dt                                       no noise
+    LangevinOf       dX = -(D_mF + T ∇U) dt + σ dW                       T = σ²/2
+    KineticOf        dX = V dt, dV = -(D_mF + T ∇U + γV) dt + σ dW       T = σ²/(2γ)
+    SampledOf        the drift of LangevinOf from a minibatch of the data; needs an energy with an mfsde.risk
+
+Each takes `alpha`, births and deaths at the rate α(V - ∫ V dm) of `Selection`; KineticOf has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+from torch import Tensor
+
+from .energy import Energy
+from .gradient_flow import GradientFlow
+from .kinetic import KineticLangevin
+from .langevin import MeanFieldLangevin
+from .measure import Law
+from .model import confinement, confinement_gradient, energy_of, scenario_name
+from .run import simulate
+from .sgd import NoisySGD
+
+
+# Scalar coordinates that all members share.
+KEPT = ("n_particles", "dt", "seed")
+
+
+class _Member:
+    """What a member takes from the scenario `of`."""
+
+    of: Any
+
+    @property
+    def energy(self) -> Energy:
+        """F of the scenario."""
+        return energy_of(self.of)
+
+    def confinement(self, x: Tensor) -> Tensor:
+        """U of the scenario, 0 where it has none."""
+        return confinement(self.of, x)
+
+    def confinement_gradient(self, x: Tensor) -> Tensor:
+        """∇U."""
+        return confinement_gradient(self.of, x)
+
+    def initial(self) -> Any:
+        """The scenario's initial law or measure."""
+        return self.of.initial()
+
+    def observables(self) -> tuple[Any, ...]:
+        """The scenario's observables, and the energy."""
+        own = tuple(self.of.observables()) if hasattr(self.of, "observables") else ()
+        return own if any(_name(o) == "energy" for o in own) else ("energy", *own)
+
+    @property
+    def period(self) -> Any:
+        """The scenario's torus, an attribute only where it has one."""
+        return self.of.period
+
+    @property
+    def project(self) -> Any:
+        """The scenario's projection, an attribute only where it has one."""
+        return self.of.project
+
+
+@dataclass(frozen=True)
+class GradientFlowOf(_Member, GradientFlow):
+    """dX = -D_mF(m, X) dt for the energy of a scenario, and of its regulariser the subgradient of least norm.
+
+    Args:
+        of: a scenario with an energy.
+        alpha: None, or the rate of births and deaths.
+
+    """
+
+    of: Any
+    alpha: float | None = None
+
+    @property
+    def regulariser(self) -> Any:
+        """The scenario's, None where it has none."""
+        return getattr(self.of, "regulariser", None)
+
+    def initial(self) -> Any:
+        """The scenario's initial law or measure."""
+        return self.of.initial()
+
+
+@dataclass(frozen=True)
+class LangevinOf(_Member, MeanFieldLangevin):
+    """dX = -(D_mF + (σ²/2) ∇U) dt + σ dW for the energy and confinement of a scenario.
+
+    Args:
+        of: a scenario with an energy.
+        sigma: σ.
+        alpha: None, or the rate of births and deaths.
+        bandwidth: None, or the width of the kernel of the log-density variant.
+
+    """
+
+    of: Any
+    sigma: float
+    alpha: float | None = None
+    bandwidth: float | None = None
+
+
+@dataclass(frozen=True)
+class KineticOf(_Member, KineticLangevin):
+    """dX = V dt, dV = -(D_mF + T ∇U + γV) dt + σ dW, T = σ²/(2γ); velocities start from N(0, T I).
+
+    Args:
+        of: a scenario with an energy on R^d.
+        gamma: γ.
+        sigma: σ; √(2γT) for the temperature T.
+
+    """
+
+    of: Any
+    gamma: float
+    sigma: float
+
+    def __post_init__(self) -> None:
+        for name in ("project", "period"):
+            if hasattr(self.of, name):
+                raise ValueError(
+                    f"{scenario_name(self.of)} has a {name}, which speaks of positions alone; write its kinetic scenario "
+                    "as a class of its own, whose state is (position, velocity)."
+                )
+
+    def initial_position(self) -> Law:
+        """The scenario's initial law."""
+        law: Law = self.of.initial()
+        return law
+
+    def initial(self) -> Any:
+        """Positions as the scenario starts them, velocities N(0, T I)."""
+        return self.with_velocities(self.initial_position())
+
+    def observables(self) -> tuple[Any, ...]:
+        """The energy of positions; the scenario's own observables know nothing of velocities."""
+        return ("energy",)
+
+
+@dataclass(frozen=True)
+class SampledOf(_Member, NoisySGD):
+    """The drift of `LangevinOf` from a minibatch of the data of the scenario's risk, one a step of "sgd".
+
+    Args:
+        of: a scenario whose energy has an mfsde.risk.
+        sigma: σ, 0 without noise.
+        batch_size: data in a minibatch.
+        sampling: "with_replacement", "without_replacement" or "epochs".
+
+    """
+
+    of: Any
+    sigma: float = 0.0
+    batch_size: int = 1
+    sampling: str = "with_replacement"
+
+
+def members(
+    scenario: Any, *, sigma: float | None = None, gamma: float = 1.0, alpha: float = 1.0, batch_size: int | None = None
+) -> dict[str, Any]:
+    """The members of the family on a scenario's energy, all noisy ones at one temperature T = σ²/2.
+
+    Args:
+        scenario: with an energy.
+        sigma: σ of the Langevin dynamics; the scenario's own when None.
+        gamma: γ of the kinetic dynamics, whose noise is then σ√γ.
+        alpha: rate of births and deaths.
+        batch_size: data in a minibatch of noisy SGD; None leaves it out.
+
+    Returns:
+        name -> scenario: gradient_flow, langevin, kinetic, birth_death (the gradient flow with births and deaths), and
+        noisy_sgd where batch_size is given.
+
+    Raises:
+        TypeError: no energy, or no sigma.
+
+    """
+    energy_of(scenario)
+    sigma = getattr(scenario, "sigma", None) if sigma is None else sigma
+    if sigma is None:
+        raise TypeError(
+            f"{scenario_name(scenario)} has no field sigma; pass sigma=, the noise of its Langevin dynamics."
+        )
+    found: dict[str, Any] = {
+        "gradient_flow": GradientFlowOf(scenario),
+        "langevin": LangevinOf(scenario, float(sigma)),
+        "kinetic": KineticOf(scenario, gamma, float(sigma) * math.sqrt(gamma)),
+        "birth_death": GradientFlowOf(scenario, alpha),
+    }
+    if batch_size is not None:
+        found["noisy_sgd"] = SampledOf(scenario, float(sigma), batch_size)
+    return found
+
+
+def compare(scenarios: Mapping[str, Any], **settings: Any) -> xr.Dataset:
+    """Runs of several dynamics with equal settings and noise, in one dataset with a dimension `member`.
+
+    Each runs by its own method: "baoab" where it is kinetic, "sgd" where it samples, "proximal" where a regulariser has
+    kinks, "euler" else. Positions only are kept of kinetic states; a variable that some members lack is NaN there.
+
+    Args:
+        scenarios: name -> scenario, for instance from `members`.
+        settings: of `simulate`, without store and method.
+
+    Raises:
+        TypeError, ValueError: as `simulate`; no scenario; `store` or `method`, which belong to one run.
+
+    """
+    if not scenarios:
+        raise ValueError("compare: no scenario; pass at least one, for instance mfsde.members(scenario).")
+    taken = sorted({"store", "method"} & set(settings))
+    if taken:
+        raise TypeError(f"compare: {', '.join(taken)} belongs to one run; leave it out, or simulate one by one.")
+    runs = []
+    for scenario in scenarios.values():
+        run = _positions(scenario, simulate(scenario, method=method_of(scenario), **settings))
+        runs.append(run.drop_vars([name for name in run.coords if name not in run.dims and name not in KEPT]))
+    table: xr.Dataset = xr.concat(
+        runs, dim=xr.DataArray(list(scenarios), dims="member", name="member", attrs={"long_name": "dynamics"}),
+        join="exact", coords="minimal", compat="equals", combine_attrs="drop_conflicts", data_vars="all",
+    )  # fmt: skip
+    return table.assign_attrs(methods={name: method_of(scenario) for name, scenario in scenarios.items()})
+
+
+def method_of(scenario: Any) -> str:
+    """The method that suits a member."""
+    if hasattr(scenario, "force"):
+        return "baoab"
+    if hasattr(scenario, "sampled_drift"):
+        return "sgd"
+    regulariser = getattr(scenario, "regulariser", None)
+    return "proximal" if regulariser is not None and not regulariser.is_smooth else "euler"
+
+
+def _positions(scenario: Any, run: xr.Dataset) -> xr.Dataset:
+    """A run without what not every member has: velocities, ancestors, counts of events."""
+    run = run.drop_vars([name for name in ("parent", "events") if name in run])
+    if not hasattr(scenario, "force"):
+        return run
+    half = slice(0, run.sizes["component"] // 2)
+    return run.isel({dim: half for dim in ("component", "component_2") if dim in run.dims})
+
+
+def _name(observable: Any) -> str:
+    return observable if isinstance(observable, str) else str(observable.name)
