@@ -55,7 +55,7 @@ typedef struct {
     double scale, h;    /* scale: of the sum over the substeps; in an Euler step it includes a constant diffusion */
     uint64_t high;      /* of the integers; 0 asks for uniforms */
     void *out;          /* the values drawn, or x of a step */
-    const void *drift, *diffusion;
+    const void *drift, *diffusion;  /* the rates and their shifts, for rings */
     double decay, deviation;    /* of a kinetic step, whose h is half the step and whose force is the drift */
     void *positions;    /* to which it writes them once more, without the velocities between */
     int due;            /* whether the last kick of the step before is still to come */
@@ -235,11 +235,12 @@ typedef struct {
     const char *name;
     void (*words)(uint32_t *, uint32_t, uint32_t, uint32_t, uint32_t, uint64_t, int);
     void (*map[2])(void *, const uint32_t *, int64_t);
-    Worker normals[2], draws[2], euler[2], kinetic[2], kick[2];
+    Worker normals[2], draws[2], rings[2], euler[2], kinetic[2], kick[2];
 } Kernels;
 
 #define PAIR(name, isa) {name##_float_##isa, name##_double_##isa}
-#define KERNELS(isa) {#isa, words_##isa, PAIR(map, isa), PAIR(normals, isa), PAIR(draws, isa), PAIR(euler, isa), \
+#define KERNELS(isa) {#isa, words_##isa, PAIR(map, isa), PAIR(normals, isa), PAIR(draws, isa), PAIR(rings, isa), \
+                      PAIR(euler, isa), \
                       PAIR(kinetic, isa), PAIR(kick, isa)}
 
 static const Kernels all_kernels[] = {
@@ -367,6 +368,29 @@ static PyObject *py_draws(PyObject *self, PyObject *const *args, Py_ssize_t n)
     return launch(&a, kernels->draws[real_type], &job, threads);
 }
 
+/* rings(out, float64, seed, stream, step, R, N, rate, shift, h, threads): bytes, 1 where |h rate + shift| exceeds the half
+ * of a word of channel 0 */
+static PyObject *py_rings(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+    if (!counted(n, 11)) return NULL;
+    Arguments a = {args, 0};
+    Job job = {0};
+    job.out = address(&a);
+    int real_type = integer(&a) != 0;
+    job.seed = integer(&a);
+    job.stream = (uint32_t)integer(&a);
+    job.step = (uint32_t)integer(&a);
+    job.replicas = (int64_t)integer(&a);
+    job.high = integer(&a);
+    job.particles = ((int64_t)job.high + 2 * TILE - 1) / (2 * TILE) * TILE;
+    job.channels = job.substeps = 1;
+    job.drift = address(&a);
+    job.diffusion = address(&a);
+    job.h = real(&a);
+    int threads = (int)integer(&a);
+    return launch(&a, kernels->rings[real_type], &job, threads);
+}
+
 /* euler(x, float64, seed, stream, step, substeps, R, N, d, drift, diffusion or 0, h, scale, threads) */
 static PyObject *py_euler(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
@@ -486,6 +510,7 @@ static PyObject *py_use(PyObject *self, PyObject *const *args, Py_ssize_t n)
 static PyMethodDef methods[] = {
     {"normals", FAST(py_normals)},
     {"draws", FAST(py_draws)},
+    {"rings", FAST(py_rings)},
     {"euler", FAST(py_euler)},
     {"kinetic", FAST(py_kinetic)},
     {"kick", FAST(py_kick)},
@@ -836,6 +861,36 @@ static TARGET void NAME(draws)(const Job *job, int64_t begin, int64_t end)
                 else
                     ((REAL *)job->out)[offset] = OF_REAL(below_one)(((double)words[i] + 0.5) * 0x1p-32);
             }
+        }
+    }
+}
+
+/* Whether x < 2^16 |h rate + shift|, x the lower or the upper half of a word; product and sum are rounded once. */
+INNER TARGET void NAME(below)(uint8_t *restrict out, const REAL *restrict rate, const uint32_t *restrict words, int upper,
+                              REAL h, REAL shift, int n)
+{
+    int32_t flags[TILE] ALIGNED;    /* compilers do not narrow and compare in one vector loop */
+    const uint32_t bits = upper ? 16 : 0;
+    for (int i = 0; i < n; i++) {
+        REAL level = (REAL)0x1p16 * (h * rate[i] + shift), x = (REAL)(int32_t)(words[i] >> bits & 0xFFFFu);
+        flags[i] = x < (level < 0 ? -level : level);
+    }
+    for (int i = 0; i < n; i++) out[i] = (uint8_t)flags[i];
+}
+
+/* A word for two particles, 256 apart: the job's particles are the words, high is their number. */
+static TARGET void NAME(rings)(const Job *job, int64_t begin, int64_t end)
+{
+    uint32_t words[TILE] ALIGNED;
+    const int64_t n_tiles = tiles(job), n = (int64_t)job->high;
+    for (int64_t task = begin; task < end; task++) {
+        Part p = part(job, task, n_tiles);
+        OF_ISA(part_words)(words, job, &p, 0, job->step);
+        int64_t replica = task / n_tiles, row = task % n_tiles * 2 * TILE;
+        REAL h = (REAL)job->h, shift = ((const REAL *)job->diffusion)[replica];
+        for (int upper = 0; upper < 2; upper++, row += TILE) {
+            int64_t left = n - row < TILE ? n - row : TILE, at = replica * n + row;
+            NAME(below)((uint8_t *)job->out + at, (const REAL *)job->drift + at, words, upper, h, shift, (int)left);
         }
     }
 }

@@ -326,6 +326,41 @@ class Noise:
             raise ValueError(f"high is {high}; expected 1 <= high <= 2**31.")
         return self._draw(step, high, shape, stream, first_replica, first_particle, torch.int64, device)
 
+    def rings(self, rate: Tensor, h: float, shift: Tensor, step: int, *, stream: Stream = Stream.JUMP) -> Tensor:
+        """Events of probability p ≥ |h·rate + shift|, the least multiple of 2⁻¹⁶, in one pass: bool, (R, N).
+
+        rate: (R, N), contiguous, shift: (R, 1), of one dtype and device. With y = |h·rate + shift| in that dtype,
+        product and sum rounded once each, an event is x < 2¹⁶y. Here x is a half of a 32-bit word of channel 0 of the
+        fine step `step`: of particle i the lower one (i // 256 even) or the upper one of the word of "particle"
+        256·(i // 512) + i mod 256. Two particles share a word, since words are what sparse events cost.
+
+        Events are independent over particles, and the same on every backend. To be thinned where p is to be exact.
+        Raises ValueError for tensors that do not match.
+        """
+        fine = self._fine_step(step, 1)
+        double = _check_real(rate.dtype)
+        if rate.ndim != 2 or not rate.is_contiguous() or shift.shape != (len(rate), 1):
+            raise ValueError(
+                f"rate has shape {tuple(rate.shape)} and shift {tuple(shift.shape)}; expected (R, N), contiguous, and "
+                "(R, 1)."
+            )
+        if shift.dtype is not rate.dtype or shift.device != rate.device:
+            raise ValueError(f"rate is {rate.dtype} on {rate.device}, shift is {shift.dtype} on {shift.device}.")
+        n_replicas, n_particles, _ = _window((*rate.shape, 1), 0, 0)
+        if rate.is_cpu and _compiled is not None and rate.numel():
+            shift = shift.contiguous()
+            out = torch.empty(rate.shape, dtype=torch.bool)
+            _compiled.rings(
+                out.data_ptr(), double, self.seed, Stream(stream), fine, n_replicas, n_particles, rate.data_ptr(),
+                shift.data_ptr(), h, _threads(),
+            )  # fmt: skip
+            return out
+        n_words = -(-n_particles // 512) * 256
+        u = self.uniforms(fine, (n_replicas, n_words, 1), stream=stream, dtype=torch.float64, device=rate.device)
+        words = (u * 2.0**32).long().view(n_replicas, n_words // 256, 1, 256)
+        halves = torch.cat([words & 0xFFFF, words >> 16], dim=2).view(n_replicas, 2 * n_words)[:, :n_particles]
+        return halves < (rate * h).add_(shift).abs_().mul_(2.0**16)
+
     def euler_(
         self,
         x: Tensor,
