@@ -1,7 +1,7 @@
 """Births and deaths at signed rates: the reaction that follows the transport of a step.
 
-A scenario gives particle i the signed rate L_i = V(x_i, m) - ∫ V dm (`birth_death_rate`, with or without its mean, which
-is subtracted here). Its law then follows
+A scenario gives particle i the signed rate L_i = V(x_i, m) - ∫ V dm: `birth_death_rate` is V, the mean is subtracted
+here. Its law then follows
 
     ∂_t m = -L m,        d/dt ∫ φ dm = -Cov_m(V, φ),
 
@@ -18,8 +18,8 @@ With a transport that follows -∇V the splitting is the Wasserstein-Fisher-Rao 
 variation is V [1]. For the free energy F + T·KL(·| e^{-U}), V = δF/δm + T U + T log m [2]: `energy_rate` is its first
 part, `log_density` a kernel estimate of log m.
 
-A scenario with `reinjection() -> (rate, law)` also has each particle replaced, at that rate, by an independent draw from
-the law π: ∂_t m = ... + rate (π - m).
+A scenario with `reinjection() -> (rate, law)` also has each particle replaced, at that rate, by an independent draw
+from the law π: ∂_t m = ... + rate (π - m).
 
 [1] Rotskoff, Jelassi, Bruna, Vanden-Eijnden, Global convergence of neuron birth-death dynamics, ICML 2019, Algorithm 1.
 [2] Lu, Lu, Nolen, Accelerating Langevin sampling with birth-death, 2019.
@@ -28,7 +28,6 @@ the law π: ∂_t m = ... + rate (π - m).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,12 +46,6 @@ MAX_RING = 1.0
 # Events in a step and particle from which on `clocks` would not end.
 MAX_TURNOVER = 1000.0
 
-# Particles whose rings are looked for together: few of them ring, and an array is read fastest from end to end.
-GROUP = 16
-
-# Particles of all replicas treated at once on a CPU, so that what lies between two passes stays in the cache.
-TILE = 1 << 17
-
 # Events of `clocks` whose draws are made at once.
 DRAWN = 64
 
@@ -64,9 +57,9 @@ def jumps(equation: Equation, t: float, h: float, noise: Noise, step: int, x: Te
     at their turn, which an earlier one may have overwritten. The mean of the step is that of the limit to O(h²), hence
     a weak error O(h), as the splitting with transport has.
 
-    Draws of the stream JUMP: channel 0 of particle i decides whether it rings, so runs with other rates or other N share
-    these; channels 1 and 2 of k are the order and the other one of the k-th ringer of its replica. Ringers are counted
-    without looking at channels 1 and 2, so these are fresh and uniform whatever the number k, and few are needed.
+    Draws of the stream JUMP: channel 0 of particle i makes it a candidate, so that runs with other rates or other N
+    share these; channels 1, 2, 3 of k belong to the k-th candidate of its replica: does it ring, when, and which other.
+    Who is a candidate is known from channel 0 alone, so the others are fresh whatever k is, and few of them are made.
 
     Args:
         equation: the checked scenario; `parent` is carried along where it is not None.
@@ -86,12 +79,20 @@ def jumps(equation: Equation, t: float, h: float, noise: Noise, step: int, x: Te
     """
     fine = step * noise.substeps
     rate, mean = _rates(equation, t, x)
-    replica, ringer, signed = _ringers(equation.name, t, h, rate, mean, noise, fine)
-    if len(ringer):
-        target, source = _assignments(replica, ringer, signed > 0, x.shape, noise, fine)
-        _copy(equation, x, *resolve(target, source))
+    shift = -h * mean
+    slot = _true(noise.rings(rate.contiguous(), h, shift, fine))
+    if not len(slot):
+        _reinject(equation, h, noise, fine, x)
+        return torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    replica, particle = _places(slot, x.shape[1])
+    # In the dtype and with the roundings of the kernel. Whatever reaches 1 is a candidate.
+    signed = (rate[replica, particle] * h).add_(shift[replica, 0]).double()
+    if float(signed.abs().max()) > MAX_RING:
+        _refuse_step(equation.name, t, h, replica, particle, signed)
+    target, source, count = _events(slot, replica, particle, signed, x.shape, noise, fine)
+    _copy(equation, x, *resolve(target, source))
     _reinject(equation, h, noise, fine, x)
-    return torch.bincount(replica, minlength=x.shape[0])
+    return count
 
 
 def clocks(equation: Equation, t: float, h: float, noise: Noise, step: int, x: Tensor) -> Tensor:
@@ -150,7 +151,7 @@ def clocks(equation: Equation, t: float, h: float, noise: Noise, step: int, x: T
 
 
 def weights(equation: Equation, t: float, h: float, noise: Noise, step: int, x: Tensor) -> Tensor:
-    """w_i ← w_i exp(-h L_i) / Z: the mirror step, explicit in the rate, exactly normalised; no particle is born or dies.
+    """w_i ← w_i exp(-h L_i) / Z: the mirror step, explicit in the rate, exactly normalised; nobody is born or dies.
 
     It minimises ∫ L dν + KL(ν | μ)/h over the ν on the same particles. In a pure reaction with V independent of m it is
     exact for every h; else the error is O(h). Weights move in the log domain and stay at or above the smallest normal
@@ -199,7 +200,7 @@ def check(equation: Equation, reaction: str) -> None:
         raise ValueError(f"{equation.name}: births and deaths draw others by 32-bit words; take N <= 2**31.")
     if equation.weights is not None and reaction != "weights":
         raise ValueError(
-            f"{equation.name}: {reaction!r} copies particles, and copies of weighted particles would not conserve mass; "
+            f"{equation.name}: {reaction!r} copies particles, and copies of weighted ones would not conserve mass; "
             'use the reaction "weights" (method="euler+weights"), or start from particles without weights.'
         )
     if equation.reinjection is not None:
@@ -221,14 +222,14 @@ def energy_rate(scenario: Any, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
 
 
 def log_density(mu: EmpiricalMeasure, x: Tensor, bandwidth: float, include_self: bool = True) -> Tensor:
-    """log (K_h * m)(x), K_h the Gaussian density of covariance h² I, h = `bandwidth`.    (..., M, d) -> (..., M).
+    """Log (K_h * m)(x), K_h the Gaussian density of covariance h² I, h = `bandwidth`.    (..., M, d) -> (..., M).
 
     α(energy_rate + T log_density) is the rate of the Wasserstein-Fisher-Rao flow of F + T·KL(·| e^{-U}) [2], with log m
     of the law smoothed by K_h: at Gaussian m of covariance Σ that of N(mean, Σ + h² I).
 
     With the particle itself (the default, as in [2]) the value is finite, at least log K_h(0)/N; a lone particle looks
-    1/(N h^d) denser than it is. Without it this bias is gone, and a particle that is alone within many h has -∞, which a
-    run refuses. O(N²) work, in blocks of rows. On a torus h must be small against the period.
+    1/(N h^d) denser than it is. Without it this bias is gone, and a particle that is alone within many h has -∞, which
+    a run refuses. O(N²) work, in blocks of rows. On a torus h must be small against the period.
 
     Raises:
         ValueError: a bandwidth that is not positive; include_self=False at other points than the particles.
@@ -257,17 +258,20 @@ def resolve(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
 
     """
     n = len(target)
+    if n == 0:
+        return target, source
     order = torch.arange(n, device=target.device)
     # Slot and order in one number: the writes of a slot side by side, in their order.
     writes, writer = (target * n + order).sort()
     written = target[writer]
     place = torch.searchsorted(writes, source * n + order) - 1
-    before = place.clamp(min=0)
-    writer_of = torch.where((place >= 0) & (written[before] == source), writer[before], -1)
-    root = source
-    while bool((found := writer_of >= 0).any()):
-        at = writer_of.clamp(min=0)
-        root, writer_of = torch.where(found, root[at], root), torch.where(found, writer_of[at], writer_of)
+    linked = ((written[place] == source) & (place >= 0)).nonzero().squeeze(-1)
+    root, read_from = source.clone(), torch.full_like(source, -1)
+    read_from[linked] = writer[place[linked]]
+    while len(linked):
+        at = read_from[linked]
+        root[linked], read_from[linked] = root[at], read_from[at]
+        linked = linked[read_from[linked] >= 0]
     last = writer[torch.cat([written[1:] != written[:-1], written.new_ones(1, dtype=torch.bool)])]
     return target[last], root[last]
 
@@ -288,75 +292,40 @@ def _rates(equation: Equation, t: float, x: Tensor) -> tuple[Tensor, Tensor]:
     return rate, mean
 
 
-def _ringers(
-    name: str, t: float, h: float, rate: Tensor, mean: Tensor, noise: Noise, fine: int
+def _true(flags: Tensor) -> Tensor:
+    """Positions of the few that are set, in order, eight at a time.    flags: bool."""
+    flat = flags.flatten()
+    whole = len(flat) // 8 * 8
+    eights = flat[:whole].view(torch.int64).nonzero()
+    found, rest = flat[:whole].view(-1, 8)[eights.squeeze(-1)].nonzero(), flat[whole:].nonzero().squeeze(-1)
+    return torch.cat([eights[found[:, 0], 0] * 8 + found[:, 1], rest + whole])
+
+
+def _events(
+    slot: Tensor, replica: Tensor, particle: Tensor, signed: Tensor, shape: torch.Size, noise: Noise, fine: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Replica, particle and signed L h of those that ring in a step, in the order of replicas and particles.
+    """Targets and sources of those candidates that ring, in the order in which they act, and their number, (R,).
 
-    1 - e^{-y} ≤ y: only where |L| h ≥ U, which is rare, is the exponential looked at.
+    1 - e^{-y} = p · (1 - e^{-y})/p, y = |L| h: a candidate is there with probability p ≥ y, and rings with the rest.
     """
-    shift = -h * mean
-    replica, particle, u = _below(
-        lambda part: torch.add(shift, rate[:, part], alpha=h), rate, noise, fine, Stream.JUMP
-    )
-    signed = h * (rate[replica, particle].double() - mean[replica, 0].double())
-    # U < 1, so whatever exceeds 1 is among these.
-    if len(signed) and float(signed.abs().max()) > MAX_RING:
-        _refuse_step(name, t, h, replica, particle, signed)
-    rings = u < -torch.expm1(-signed.abs())
-    return replica[rings], particle[rings], signed[rings]
-
-
-def _below(
-    level: Callable[[slice], Tensor], like: Tensor, noise: Noise, fine: int, stream: Stream
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Replica, particle and U, where U ≤ |level|, in the order of replicas and particles: few, found in few passes.
-
-    level: (R, part) of a slice of particles, fresh. U is channel 0 of the stream.
-    """
-    n_replicas, n = like.shape
-    size = n if like.is_cuda else max(GROUP, TILE // n_replicas)
-    found: list[Tensor] = []
-    drawn: list[Tensor] = []
-    for start in range(0, n, size):
-        part = slice(start, min(start + size, n))
-        u = noise.uniforms(
-            fine, (n_replicas, part.stop - start, 1), stream=stream, first_particle=start, dtype=like.dtype,
-            device=like.device,
-        ).squeeze(-1)  # fmt: skip
-        replica, particle = _reaching(level(part).div_(u).abs_())
-        found.append(replica * n + (start + particle))
-        drawn.append(u.view(-1)[replica * u.shape[1] + particle])
-    slot, order = torch.cat(found).sort()
-    replica = slot.div(n, rounding_mode="floor")
-    return replica, slot - replica * n, torch.cat(drawn)[order]
-
-
-def _reaching(ratio: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the entries ≥ 1, when they are few.    ratio: (R, n)."""
-    n_rows, n = ratio.shape
-    stride = -(-n // GROUP)
-    if stride * GROUP != n:
-        ratio = torch.nn.functional.pad(ratio, (0, stride * GROUP - n))
-    # The columns c, c + stride, c + 2·stride, ... together: their maximum runs along the memory.
-    groups = ratio.view(n_rows, GROUP, stride)
-    row, column = (groups.amax(1) >= 1).nonzero().unbind(-1)
-    k, member = (groups[row, :, column] >= 1).nonzero().unbind(-1)
-    return row[k], member * stride + column[k]
-
-
-def _assignments(
-    replica: Tensor, ringer: Tensor, dies: Tensor, shape: torch.Size, noise: Noise, fine: int
-) -> tuple[Tensor, Tensor]:
-    """Targets and sources, as slots of all replicas, in the order in which the ringers act."""
     n_replicas, n_particles, _ = shape
     rank, most = _ranks(replica, n_replicas)
-    draws = noise.uniforms(fine, (n_replicas, most, 3), dtype=torch.float64, device=ringer.device)[replica, rank]
-    partner = _others(draws[:, 2], ringer, n_particles)
-    order = draws[:, 1].argsort(stable=True)
-    first = replica * n_particles
-    target, source = first + torch.where(dies, ringer, partner), first + torch.where(dies, partner, ringer)
-    return target[order], source[order]
+    draws = noise.uniforms(fine, (n_replicas, most, 4), dtype=torch.float64, device=slot.device).flatten(0, 1)
+    _, thinning, moment, other = draws[replica * most + rank].unbind(-1)
+    expected = signed.abs()
+    rings = thinning * (expected * 2.0**16).ceil().mul_(2.0**-16) < -torch.expm1(-expected)
+    count = torch.bincount(replica, weights=rings, minlength=n_replicas).long()
+    partner = slot + (_others(other, particle, n_particles) - particle)
+    dies = signed > 0
+    # Positive numbers are ordered as their bits are, and integers are sorted faster. Those that do not ring come last.
+    acting = moment.masked_fill(~rings, 2.0).view(torch.int64).argsort(stable=True)[: int(count.sum())]
+    return torch.where(dies, slot, partner)[acting], torch.where(dies, partner, slot)[acting], count
+
+
+def _places(slot: Tensor, n_particles: int) -> tuple[Tensor, Tensor]:
+    """Replica and particle of a slot."""
+    replica = slot.div(n_particles, rounding_mode="floor")
+    return replica, slot - replica * n_particles
 
 
 def _ranks(replica: Tensor, n_replicas: int) -> tuple[Tensor, int]:
@@ -392,16 +361,13 @@ def _reinject(equation: Equation, h: float, noise: Noise, fine: int, x: Tensor) 
     rate, law = equation.reinjection
     probability = -math.expm1(-rate * h)
     n_replicas, n_particles, _ = x.shape
-    like = x[..., 0]
-    replica, particle, u = _below(
-        lambda part: torch.full_like(like[:, part], probability), like, noise, fine, Stream.REINJECTION
-    )
-    inside = u < probability
-    replica, particle = replica[inside], particle[inside]
-    if len(particle):
+    u = noise.uniforms(fine, (n_replicas, n_particles, 1), stream=Stream.REINJECTION, device=x.device)
+    slot = _true(u < probability)
+    if len(slot):
+        replica, _ = _places(slot, n_particles)
         rank, most = _ranks(replica, n_replicas)
         z = _variates(law, noise, fine, (n_replicas, most), 0, x)[replica, rank]
-        _replace(equation, x, replica * n_particles + particle, law.from_variates(z))
+        _replace(equation, x, slot, law.from_variates(z))
 
 
 def _variates(law: Law, noise: Noise, fine: int, shape: tuple[int, int], first: int, x: Tensor) -> Tensor:
