@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .clock import Clock
 from .draws import Draws
-from .energy import Energy
+from .energy import Energy, _gradient
 from .euler import explicit
 from .measure import EmpiricalMeasure
 from .model import Equation, confinement_gradient, energy_of, scenario_name, unchanged
@@ -189,7 +189,7 @@ class NoisySGD:
 def minibatch_derivative(risk: Risk, mu: EmpiricalMeasure, x: Tensor, rows: Tensor, factor: float = 1.0) -> Tensor:
     """(c/b) Σ_s ∂loss_s · ∇_θ feature(x, z_s), s in the replica's own rows, c = factor.    x: (R, N, d), rows: (R, b).
 
-    O(N b d) for a Neuron, whose gradient is written out; other features are differentiated replica by replica.
+    O(N b d) for a Neuron, whose gradient is written out; other features are differentiated, mapped over replicas.
     """
     risk._check(mu)
     inputs, targets = risk.data(x)
@@ -198,12 +198,14 @@ def minibatch_derivative(risk: Risk, mu: EmpiricalMeasure, x: Tensor, rows: Tens
     if isinstance(risk._feature, Neuron):
         with torch.no_grad():
             return _neuron_derivative(risk, risk._feature, mu, x, z, y, scale)
-    total = torch.zeros_like(x)
-    for r in range(len(x)):
-        one = EmpiricalMeasure.signed(mu.points[r], mu.weights[r], mu.period)
-        at = one.points if x is mu.points else x[r]
-        risk._add_gradient(one, at, z[r], y[r], total[r])
-    return total.mul_(scale)
+    feature = torch.vmap(risk._feature)
+    with torch.enable_grad():
+        theta = x.detach().requires_grad_()
+        values = feature(theta.unsqueeze(-2), z)
+        with torch.no_grad():
+            f = mu.integrate(lambda points: values if x is mu.points else feature(points.unsqueeze(-2), z))
+            r = _residuals(risk, f, y).mul_(scale).unsqueeze(1)
+        return _gradient((values * r).sum(), [theta])[0]
 
 
 def _neuron_derivative(
@@ -238,7 +240,9 @@ def _residuals(risk: Risk, f: Tensor, y: Tensor) -> Tensor:
     if risk._loss in (squared_loss, logistic_loss):
         return risk._residual(f, y)
     # A callable loss was promised targets without a replica axis.
-    return torch.cat([risk._residual(f[r : r + 1], y[r]) for r in range(len(f))])
+    with torch.enable_grad():
+        at = f.detach().requires_grad_()
+        return _gradient(torch.vmap(risk._loss)(at, y).sum(), [at])[0] / risk.n_data
 
 
 def _risks(energy: Energy) -> Iterator[Risk]:
