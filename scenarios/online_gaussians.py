@@ -89,7 +89,7 @@ class OnlineGaussians:
         """-D_mF(mu, w), in blocks of rows: O(N² d) work, O(N d) memory."""
         x = mu.beside(x)
         r = x.norm(dim=-1, keepdim=True)
-        total = x * (-self._potential_slope(r) / r.clamp(min=SMALLEST))
+        total: Tensor = x * (-self._potential_slope(r) / r.clamp(min=SMALLEST))
         rows = max(1, BLOCK_PAIRS // mu.n_particles)
         for start in range(0, x.shape[-2], rows):
             block = slice(start, start + rows)
@@ -102,9 +102,9 @@ class OnlineGaussians:
 
     def sample(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """The fresh samples of a step: x_s, (R, b, d), and y_s, (R, b)."""
-        y = 2.0 * draws.integers(self.batch_size, 2).to(draws.dtype) - 1.0
+        y = draws.integers(self.batch_size, 2).mul_(2).sub_(1).to(draws.dtype)
         g = draws.normals(self.batch_size * self.data_dim, 1).view(-1, self.batch_size, self.data_dim)
-        return g * (1.0 + self.delta * y).unsqueeze(-1), y
+        return torch.addcmul(g, g, y.unsqueeze(-1), value=self.delta), y
 
     def sampled_drift(self, t: float, x: Tensor, mu: EmpiricalMeasure, sample: tuple[Tensor, Tensor]) -> Tensor:
         """(1/b) Σ_s (y_s - f(x_s)) σ'(⟨w, x_s⟩) x_s."""
