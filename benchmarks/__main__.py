@@ -18,7 +18,7 @@ import torch
 
 from mfsde import noise, provenance
 
-MODULES = ("noise", "steps", "network", "sgd", "streaming", "memory", "transport", "entropy", "limit")
+MODULES = ("noise", "steps", "network", "sgd", "streaming", "memory", "transport", "entropy", "limit", "multilevel")
 OUT = Path("build/bench.json")
 
 
