@@ -510,6 +510,12 @@ def energy_of(scenario: Any) -> Energy:
     return energy
 
 
+def configuration(scenario: Any, mu: EmpiricalMeasure) -> EmpiricalMeasure:
+    """The part of a state's law that energies speak of: positions, where there are velocities too."""
+    part: EmpiricalMeasure = scenario.configuration(mu) if hasattr(scenario, "configuration") else mu
+    return part
+
+
 def temperature(scenario: Any) -> float:
     """T = σ²/2.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .measure import EmpiricalMeasure
-from .model import RESERVED, Equation, energy_of, fields, scenario_name, unchanged
+from .model import RESERVED, Equation, configuration, energy_of, fields, scenario_name, unchanged
 
 Function = Callable[[float, Tensor, EmpiricalMeasure], Tensor]
 
@@ -69,14 +69,19 @@ def covariance(scenario: Any = None) -> Observable:
 
 def energy(scenario: Any) -> Observable:
     """F(m), for a scenario that has an energy."""
-    functional, of = energy_of(scenario), _configuration(scenario)
-    return Observable("energy", lambda t, x, mu: functional(of(mu)), "1", "energy F(m)")
+    functional = energy_of(scenario)
+    return Observable("energy", lambda t, x, mu: functional(configuration(scenario, mu)), "1", "energy F(m)")
 
 
 def confinement(scenario: Any) -> Observable:
     """∫ U dm, for a scenario with a confinement."""
-    potential, of = _confinement(scenario), _configuration(scenario)
-    return Observable("confinement", lambda t, x, mu: of(mu).integrate(potential), "1", "confinement ∫ U dm")
+    potential = _confinement(scenario)
+    return Observable(
+        "confinement",
+        lambda t, x, mu: configuration(scenario, mu).integrate(potential),
+        "1",
+        "confinement ∫ U dm",
+    )
 
 
 def entropy(scenario: Any = None) -> Observable:
@@ -207,11 +212,6 @@ def _one(scenario: Any, item: Any) -> Observable:
     if item not in NAMED:
         raise ValueError(f"observables: unknown name {item!r}; expected one of {', '.join(NAMED)}, or an Observable.")
     return NAMED[item](scenario)
-
-
-def _configuration(scenario: Any) -> Callable[[EmpiricalMeasure], EmpiricalMeasure]:
-    """The part of a state's law that energies speak of: positions, where there are velocities too."""
-    return getattr(scenario, "configuration", lambda mu: mu)
 
 
 def _confinement(scenario: Any) -> Callable[[Tensor], Tensor]:

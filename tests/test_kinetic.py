@@ -593,6 +593,25 @@ def test_equipartition_holds_as_far_as_the_scheme_has_it(scheme):
         assert abs(z_score(squares[:, 0], wide)) > 4
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_limit_sees_the_equation_that_the_schemes_split(scheme):
+    # Moments of the mean-field limit against those of the scheme for N = ∞: an error of order h².
+    case = GaussianKinetic()
+    found = mfsde.limit.moments(case, [0.0, 2.0]).isel(time=1)
+    errors = []
+    for k in (20, 40):
+        mean, within = recursion(scheme, case, 2.0 / k, k, 10**12)
+        errors.append(
+            np.append((mean.mean - found["mean"].values), (within.cov - found["covariance"].values).flatten())
+        )
+    assert np.abs(errors[1]).max() < 2e-3
+    np.testing.assert_allclose(errors[0] / 4, errors[1], atol=0.02 * np.abs(errors[0]).max())
+    other = mfsde.limit.moments(replace(case, gamma=0.9), [0.0, 2.0]).isel(time=1)
+    assert np.abs(other["covariance"].values - found["covariance"].values).max() > 0.03
+    pull = 0.35 * (float(found["mean"][0]) - 1) ** 2
+    assert float(found["energy"]) == pytest.approx(pull, rel=1e-9)
+
+
 # Orders
 
 
@@ -869,6 +888,8 @@ def test_observables_of_a_kinetic_run_speak_of_positions():
     assert float(run["free_energy"][-1, 0]) == pytest.approx(float(free), rel=1e-12)
     with pytest.raises(TypeError, match="overdamped"):
         mfsde.model.temperature(case)
+    with pytest.raises(ValueError, match=r"gibbs\(scenario.overdamped\(\)\)"):
+        mfsde.limit.gibbs(case)
 
 
 def test_the_free_energy_of_a_gaussian_run_decreases_to_its_minimum():

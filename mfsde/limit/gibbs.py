@@ -91,6 +91,12 @@ def gibbs_all(
 
 def starting(scenario: Any, start: Any) -> EmpiricalMeasure:
     """A starting law as a measure.    ValueError for what has no stationary law on a grid."""
+    if hasattr(scenario, "overdamped"):
+        raise ValueError(
+            f"{scenario_name(scenario)} is kinetic: its stationary laws are products of those of positions, "
+            "mfsde.limit.gibbs(scenario.overdamped()), with velocities N(0, T I): scenario.with_velocities(law) joins "
+            "them."
+        )
     law, own = initial_law(scenario, start), initial_law(scenario)
     check_dimension(scenario, law.dim)
     if law.dim != own.dim:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..measure import EmpiricalMeasure, Law
-from ..model import scenario_name
+from ..model import configuration, scenario_name
 from ..progress import Progress
 from . import results
 from .coefficients import Coefficients
@@ -118,7 +118,7 @@ def check_noise(coefficients: Coefficients, grid: Grid, mass: Array, times: Arra
 def _energies(scenario: Any, law: GridLaw, gradient_flow: bool) -> dict[str, float]:
     m = of_law(law)
     with torch.no_grad():
-        found = {"energy": float(scenario.energy(m.measure))}
+        found = {"energy": float(scenario.energy(configuration(scenario, m.measure)))}
     if gradient_flow:
         found["free_energy"] = float(value_of(scenario, m))
         found["dissipation"] = float(dissipation_of(scenario, m))

@@ -20,7 +20,7 @@ from scipy.integrate import solve_ivp
 
 from ..energy import Energy
 from ..measure import Dirac, EmpiricalMeasure, Gaussian, Law
-from ..model import scenario_name
+from ..model import configuration, scenario_name
 from . import results
 from .coefficients import Coefficients, initial_law
 
@@ -216,9 +216,15 @@ class Closure:
         if not isinstance(functional, Energy):
             return None
         with torch.no_grad():
-            values, other = (np.array([float(functional(self._law(y, rule))) for y in states]) for rule in (0, 1))
+            values, other = (
+                np.array([float(functional(self._configuration(y, rule))) for y in states]) for rule in (0, 1)
+            )
         known = (self.is_gaussian and self.dim <= 2) or _relative(other - values, values) <= CLOSED
         return values if known else None
+
+    def _seen(self, y: Array, rule: int) -> EmpiricalMeasure:
+        """What the energy speaks of in a measure with these moments."""
+        return configuration(self.coefficients.scenario, self._law(y, rule))
 
     def _law(self, y: Array, rule: int = 0) -> EmpiricalMeasure:
         """A measure with these moments: a quadrature of the Gaussian, or (rule 1) a skew one."""
