@@ -111,7 +111,7 @@ def rows() -> list[dict]:
     found = [
         row("sgd", f"{where}, fresh samples", online, "µs/step", target, online / TARGET, 1.0),
         row("sgd", f"{where}, fresh samples", online, "µs/step", by_hand, online / step["hand"], None),
-        row("sgd", f"{where}, ReLU and output weights", network, "µs/step", target, network / TARGET, 1.0),
+        row("sgd", f"{where}, ReLU and output weights", network, "µs/step", target, network / TARGET, None),
     ]
     for name, value in part.items():
         each = 1e6 * value / CALLS
