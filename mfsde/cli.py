@@ -46,6 +46,20 @@ KEYWORDS = {
     "last=True": "--last",
     "start=": "--start ",
 }
+# What a scenario may define besides its equation.
+OPTIONAL = (
+    *(
+        "energy",
+        "regulariser",
+        "common_diffusion",
+        "project",
+        "project_at",
+        "period",
+        "birth_death_rate",
+        "reinjection",
+    ),
+    *("force", "sampled_drift", "limit", "log_invariant", "observables"),
+)
 REQUIRED = ("n_particles", "horizon", "dt", "seed")
 CHECKPOINTS = 20
 FIGURES = (".png", ".pdf", ".svg")
@@ -217,8 +231,7 @@ def _info(options: argparse.Namespace) -> None:
         print(f"  {name} = {value!r}")
     if any(not f.init for f in dataclasses.fields(scenario)):
         print("  (fields that are computed cannot be set)")
-    present = [m for m in ("energy", "common_diffusion", "project", "period", "limit", "log_invariant", "observables")
-               if hasattr(type(scenario), m)]  # fmt: skip
+    present = [name for name in OPTIONAL if hasattr(scenario, name)]
     print(f"\nalso defines: {', '.join(present) or 'nothing beyond the equation'}")
     print("\nsuggested settings:")
     for name, value in _suggested(scenario).items():

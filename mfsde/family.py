@@ -29,7 +29,6 @@ from .model import confinement, confinement_gradient, energy_of, scenario_name
 from .run import simulate
 from .sgd import NoisySGD
 
-
 # Scalar coordinates that all members share.
 KEPT = ("n_particles", "dt", "seed")
 
@@ -132,8 +131,8 @@ class KineticOf(_Member, KineticLangevin):
         for name in ("project", "period"):
             if hasattr(self.of, name):
                 raise ValueError(
-                    f"{scenario_name(self.of)} has a {name}, which speaks of positions alone; write its kinetic scenario "
-                    "as a class of its own, whose state is (position, velocity)."
+                    f"{scenario_name(self.of)} has a {name}, which speaks of positions alone; write its kinetic "
+                    "scenario as a class of its own, whose state is (position, velocity)."
                 )
 
     def initial_position(self) -> Law:

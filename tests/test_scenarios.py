@@ -20,6 +20,13 @@ from mfsde.settings import Settings
 
 FLOAT64 = torch.float64
 SCENARIOS = {name: getattr(mfsde.scenarios, name) for name in BUILT_IN}
+# Diffusions that are no number.
+FORMS = {
+    **dict.fromkeys(
+        ["KuramotoFrequencies", "MeanFieldGBM", "CuckerSmale", "TwoPopulations", "ConsensusBased"], "diagonal"
+    ),
+    **dict.fromkeys(["CorrelatedLinear", "KineticDoubleWell"], "general"),
+}
 every_scenario = pytest.mark.parametrize("cls", SCENARIOS.values(), ids=SCENARIOS)
 
 
@@ -41,7 +48,7 @@ def test_a_built_in_scenario_is_a_frozen_dataclass_that_passes_the_door(cls):
     x = starts(case, 2)
     equation = Equation(case, x)
     assert equation.name == cls.__name__
-    assert equation.form == "number"
+    assert equation.form == FORMS.get(cls.__name__, "number")
     with pytest.raises(dataclasses.FrozenInstanceError):
         case.sigma = 3.0
     single = x.float()
@@ -60,7 +67,8 @@ def test_suggested_settings_are_accepted(cls):
     x = starts(cls(), 2, n=2 * cls().initial().dim + 2)
     assert all(len(evaluate(o, Equation(cls(), x), 0.0, x)) == 2 for o in observables)
     none = dict.fromkeys(["keep_particles", "noise", "checkpoint_every"])
-    settings = Settings.checked(**none, **suggested, method="euler", device="cpu", dtype=torch.float32)
+    own = {"method": "euler", "device": "cpu", "dtype": torch.float32, **suggested}
+    settings = Settings.checked(**none, **own)
     assert settings.n_steps * settings.dt == pytest.approx(settings.horizon)
 
 
