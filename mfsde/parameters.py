@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model import fields, scenario_name
+from .model import parameters, scenario_name
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Parameters:
             ValueError: an unknown or repeated name, none at all, or a value that is not finite.
 
         """
-        known, chosen = fields(scenario), [names] if isinstance(names, str) else list(names)
+        known, chosen = parameters(scenario), [names] if isinstance(names, str) else list(names)
         if not chosen or len(set(chosen)) != len(chosen):
             raise ValueError(
                 f"parameters = {chosen!r}; expected at least one field of {scenario_name(scenario)}, each once."

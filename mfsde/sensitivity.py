@@ -16,10 +16,10 @@ engineering (2004), ch. 7.2, on when derivatives of paths are derivatives of exp
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,9 +29,11 @@ from torch import Tensor
 from . import differentiability
 from .clock import Clock
 from .measure import EmpiricalMeasure, shortest
+from .model import parameters as parameters_of
 from .model import replaced, scenario_name
 from .noise import Noise
 from .parameters import Parameters
+from .provenance import canonical, encode
 from .replay import METHODS, Replay, initial_state
 from .run import System
 from .settings import Settings, label
@@ -112,7 +114,7 @@ def differentiate(
     return problem.dataset(*problem.evaluate())
 
 
-@dataclass
+@dataclasses.dataclass
 class Sensitivity:
     """A run and what is differentiated: objective at some steps, running cost, parameters, batches of replicas."""
 
@@ -146,6 +148,11 @@ class Sensitivity:
         batches = _batches(n_batches, settings)
         return cls(System.start(scenario, settings, ()), chosen, objective, running, steps, batches)
 
+    def at(self, scenario: Any) -> Sensitivity:
+        """The same for other values of the parameters, without the comparison with difference quotients."""
+        system = System.start(scenario, self.system.settings, ())
+        return dataclasses.replace(self, system=system)
+
     @property
     def clock(self) -> Clock:
         """Steps to times."""
@@ -166,8 +173,10 @@ class Sensitivity:
                 lambda scenario: initial_state(scenario, settings, slice(0, 1), system.x)[0],
             )  # fmt: skip
 
-    def evaluate(self) -> tuple[list[float], list[list[float]]]:
+    def evaluate(self, check: bool = True) -> tuple[list[float], list[list[float]]]:
         """Values of the replicas, and the gradient of every batch's mean.
+
+        `check` compares the objective's derivative at the last state with a difference quotient.
 
         Raises:
             ValueError: the objective returns something else than one number per replica, or no graph.
@@ -175,7 +184,7 @@ class Sensitivity:
 
         """
         with _quiet():
-            values, states = self._forward()
+            values, states = self._forward(check)
             gradients = [self._backward(rows, states) for rows in self.batches]
         self._check_gradients(gradients)
         flat = [[float(z) for g in found.values() if g is not None for z in g.flatten()] for found in gradients]
@@ -195,9 +204,17 @@ class Sensitivity:
             },
             {"parameter": self.parameters.labels()},
         )
-        return found.assign_attrs(_provenance(self.system))
+        return found.assign_attrs(self.provenance())
 
-    def _forward(self) -> tuple[list[float], dict[int, Tensor]]:
+    def provenance(self) -> dict[str, Any]:
+        """Scenario and settings."""
+        system = self.system
+        values = {name: encode(value) for name, value in parameters_of(system.scenario).items()}
+        names = ("method", "device", "dtype", "n_particles", "n_replicas", "horizon", "dt", "seed", "substeps")
+        described = {"scenario": system.equation.name, "parameters": canonical(values)}
+        return described | {name: getattr(system.settings, name) for name in names}
+
+    def _forward(self, check: bool) -> tuple[list[float], dict[int, Tensor]]:
         """Runs as `simulate` does; returns values and the states from which blocks start."""
         system, n = self.system, self.system.settings.n_steps
         starts = range(0, n, _block(n))
@@ -218,7 +235,8 @@ class Sensitivity:
                 system.equation, x, 0, n, self.clock, system.settings.noise, system.method, stops, watch
             )  # fmt: skip
         self._check_values(total)
-        self._check_objective(states[n])
+        if check:
+            self._check_objective(states[n])
         values: list[float] = total.tolist()
         return values, states
 
@@ -424,14 +442,6 @@ def _check_replayed(system: System, y: Tensor, state: Tensor, step: int) -> None
             "the run's, so their derivative is not the run's. Coefficients must be functions of (t, x, mu): is "
             "something random or remembered in them? Where the system is chaotic, take a shorter horizon."
         )
-
-
-def _provenance(system: System) -> dict[str, Any]:
-    """Scenario and settings."""
-    described, settings = system.description(), system.settings
-    kept = {name: described[name] for name in ("scenario", "method", "dtype", "device", "digest")}
-    numbers = {name: getattr(settings, name) for name in ("n_particles", "n_replicas", "horizon", "dt", "seed")}
-    return {**kept, **numbers, "substeps": settings.substeps}
 
 
 @contextlib.contextmanager
