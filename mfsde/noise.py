@@ -170,8 +170,8 @@ class Noise:
 
     antithetic: replicas 2j and 2j + 1 have the normals of the ordinary replica j, of every stream, as z and as -z. Each
     replica alone is an ordinary one, so that means stay unbiased; the two of a pair are dependent, pairs are not.
-    Uniforms and integers are those of the replica itself, as without; a stream therefore serves normals or draws, never
-    both.
+    Uniforms, integers and events are those of the replica itself, as without: pairs mirror diffusion, not jumps. A
+    stream that serves normals and uniforms must serve them at different particles or steps.
 
     `normals`, `uniforms` and `integers` speak of fine steps; `increment`, `area` and `euler_` of steps of the run. A
     shape is (R, N, m): replicas, particles and channels; `first_replica` and `first_particle` shift the window, and any

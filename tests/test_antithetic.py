@@ -102,6 +102,19 @@ def test_euler_accepts_the_state_itself_as_drift_and_diffusion() -> None:
     assert torch.equal(x, apart)
 
 
+@pytest.mark.parametrize("due", [False, True])
+def test_a_kinetic_step_moves_a_pair_as_two_runs(due: bool) -> None:
+    mirrored, ordinary = Noise(6, substeps=2, antithetic=True), Noise(6, substeps=2)
+    x, force = Noise(0).normals(0, (6, 300, 2)), Noise(1).normals(1, (6, 300, 1))
+    moved, seen = x.clone(), torch.empty_like(force)
+    mirrored.kinetic_(moved, force, seen, 0.05, 0.8, 0.3, 4, due=due)
+    for part, sign in ((slice(0, None, 2), 1), (slice(1, None, 2), -1)):
+        expected, places = x[part].clone(), torch.empty_like(force[part])
+        ordinary.kinetic_(expected, force[part].contiguous(), places, 0.05, 0.8, sign * 0.3, 4, due=due)
+        assert torch.equal(moved[part], expected)
+        assert torch.equal(seen[part], places)
+
+
 def test_every_backend_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Noise(6, substeps=2, antithetic=True)
 
