@@ -216,9 +216,7 @@ class Closure:
         if not isinstance(functional, Energy):
             return None
         with torch.no_grad():
-            values, other = (
-                np.array([float(functional(self._configuration(y, rule))) for y in states]) for rule in (0, 1)
-            )
+            values, other = (np.array([float(functional(self._seen(y, rule))) for y in states]) for rule in (0, 1))
         known = (self.is_gaussian and self.dim <= 2) or _relative(other - values, values) <= CLOSED
         return values if known else None
 
