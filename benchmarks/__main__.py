@@ -18,7 +18,10 @@ import torch
 
 from mfsde import noise, provenance
 
-MODULES = ("noise", "steps", "network", "sgd", "streaming", "memory", "transport", "entropy", "limit", "multilevel")
+MODULES = (
+    *("noise", "steps", "kinetic", "network", "sgd", "streaming", "memory", "transport", "entropy", "limit"),
+    "multilevel",
+)
 OUT = Path("build/bench.json")
 
 
