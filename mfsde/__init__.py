@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "measure": ("Dirac", "EmpiricalMeasure", "Gaussian", "Law", "Mixture", "Uniform"),
+    "product": ("Product",),
+    "kinetic": ("Kinetic", "KineticLangevin"),
     "energy": ("Energy", "interaction", "potential"),
     "network": ("Neuron", "risk"),
     "model": ("decoupled",),
@@ -46,19 +48,22 @@ if TYPE_CHECKING:
     from .family import compare as compare
     from .family import members as members
     from .gradient_flow import GradientFlow as GradientFlow
+    from .kinetic import Kinetic as Kinetic
+    from .kinetic import KineticLangevin as KineticLangevin
+    from .langevin import MeanFieldLangevin as MeanFieldLangevin
     from .measure import Dirac as Dirac
     from .measure import EmpiricalMeasure as EmpiricalMeasure
     from .measure import Gaussian as Gaussian
     from .measure import Law as Law
     from .measure import Mixture as Mixture
     from .measure import Uniform as Uniform
-    from .langevin import MeanFieldLangevin as MeanFieldLangevin
     from .model import decoupled as decoupled
     from .network import Neuron as Neuron
     from .network import risk as risk
     from .noise import Noise as Noise
     from .noise import Stream as Stream
     from .observables import Observable as Observable
+    from .product import Product as Product
     from .run import resume as resume
     from .run import simulate as simulate
     from .run import sweep as sweep
@@ -75,7 +80,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f".{_HOME[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name in _HOMES or name in {"limit", "scenarios", "analysis"}:
+    if name in _HOMES or name in {"limit", "multilevel", "regularisers", "homogeneous", "scenarios", "analysis"}:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module 'mfsde' has no attribute {name!r}")
 

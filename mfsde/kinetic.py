@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +16,10 @@ from torch import Tensor
 
 from .energy import gradient
 from .langevin import MeanFieldLangevin
-from .measure import EmpiricalMeasure, Gaussian, Law, _sobol_measure, period_lengths
+from .measure import EmpiricalMeasure, Gaussian, Law
 from .model import energy_of, scenario_name
-
-# Atoms of a product of quadratures; above it a quasi-random sample of the product is taken.
-MOST_ATOMS = 1 << 17
+from .phase_space import half_dimension, law_of_positions
+from .product import Product
 
 
 class Kinetic:
@@ -178,116 +176,6 @@ class Overdamped(MeanFieldLangevin):
     def initial(self) -> Law:
         """The initial law of positions."""
         return self.kinetic.initial_position()  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True, eq=False)
-class Product(Law):
-    """Independent blocks of components: the product of laws, in their order.
-
-    Args:
-        factors: laws of any dimensions.
-
-    Raises:
-        ValueError: no factor.
-
-    """
-
-    factors: tuple[Law, ...]
-
-    def __init__(self, factors: Sequence[Law]) -> None:
-        if not factors or not all(isinstance(law, Law) for law in factors):
-            raise ValueError(f"Product: expected laws, at least one; got {list(factors)!r:.80}.")
-        object.__setattr__(self, "factors", tuple(factors))
-
-    @property
-    def dim(self) -> int:
-        """Sum of the factors' dimensions."""
-        return sum(law.dim for law in self.factors)
-
-    @property
-    def n_variates(self) -> int:
-        """Sum of the factors' variates."""
-        return sum(law.n_variates for law in self.factors)
-
-    @property
-    def mean(self) -> Tensor:
-        """The factors' means, (d,)."""
-        return torch.cat([torch.as_tensor(law.mean) for law in self.factors])  # type: ignore[attr-defined]
-
-    @property
-    def cov(self) -> Tensor:
-        """The factors' covariances as blocks, (d, d)."""
-        blocks = [torch.as_tensor(law.cov) for law in self.factors]  # type: ignore[attr-defined]
-        return torch.block_diag(*blocks)  # type: ignore[no-any-return]
-
-    def from_variates(self, z: Tensor) -> Tensor:
-        """Each factor from its own variates."""
-        parts = z.split([law.n_variates for law in self.factors], dim=-1)
-        return torch.cat([law.from_variates(part) for law, part in zip(self.factors, parts, strict=True)], dim=-1)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Sum of the factors' log densities, (..., d) -> (...)."""
-        parts = x.split([law.dim for law in self.factors], dim=-1)
-        densities = [law.log_prob(part) for law, part in zip(self.factors, parts, strict=True)]  # type: ignore[attr-defined]
-        return torch.stack(densities).sum(0)
-
-    def as_measure(self) -> EmpiricalMeasure:
-        """The product of the factors' quadratures; matched Sobol points where it would have too many atoms."""
-        parts = [law.as_measure() for law in self.factors]
-        if math.prod(mu.n_particles for mu in parts) > MOST_ATOMS:
-            return _sobol_measure(self, self.mean, self.cov)
-        points, weights = parts[0].points, parts[0].weights
-        for mu in parts[1:]:
-            n, m = len(points), mu.n_particles
-            points = torch.cat([points.repeat_interleave(m, 0), mu.points.repeat(n, 1)], dim=-1)
-            weights = torch.outer(weights, mu.weights).flatten()
-        return EmpiricalMeasure(points, weights)
-
-
-def law_of_positions(mu: EmpiricalMeasure, points: Tensor | None = None) -> EmpiricalMeasure:
-    """The marginal law of positions under a law of states, on its torus.
-
-    Args:
-        mu: a measure on R^{2d}.
-        points: its positions (..., N, d), where they are at hand.
-
-    """
-    d = half_dimension(mu.points, "law_of_positions")
-    points = mu.points[..., :d].contiguous() if points is None else points
-    period = position_period(mu.period, d)
-    if mu.is_uniform:
-        return EmpiricalMeasure(points, period=period)
-    made = EmpiricalMeasure.given if mu._is_given else EmpiricalMeasure.signed
-    return made(points, mu.weights, period)
-
-
-def position_period(period: Any, d: int) -> list[float | None] | None:
-    """The period of positions from that of states: d lengths (or None), then None for every velocity.
-
-    Raises:
-        ValueError: velocities on a circle.
-
-    """
-    if period is None:
-        return None
-    lengths = period_lengths(period, 2 * d)
-    if any(math.isfinite(length) for length in lengths[d:]):
-        raise ValueError(
-            f"period = {period!r} puts velocities on a circle; give one entry per component of the state, positions "
-            f"first, and None for the {d} velocities."
-        )
-    return [length if math.isfinite(length) else None for length in lengths[:d]]
-
-
-def half_dimension(x: Tensor, name: str) -> int:
-    """The number d of positions in a state of 2d components.    ValueError if it is odd."""
-    d, odd = divmod(x.shape[-1], 2)
-    if odd or d == 0:
-        raise ValueError(
-            f"{name}: a kinetic state has d positions and d velocities; got {x.shape[-1]} components. initial() must "
-            "be a law of both; initial_position() is that of positions alone."
-        )
-    return d
 
 
 def number(scenario: Any, name: str) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .energy import Energy, gradient
 from .measure import EmpiricalMeasure, Law, Period, period_lengths
+from .phase_space import law_of_positions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,6 +58,8 @@ class Decoupled:
                 setattr(self, name, self._with_law(getattr(scenario, name)))
         if hasattr(scenario, "force"):
             self.force = self._with_law_of_positions(scenario.force)
+        if hasattr(scenario, "sampled_drift"):
+            self.sampled_drift = self._with_law_and_sample(scenario.sampled_drift)
 
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """The scenario's drift at the given law."""
@@ -87,9 +90,10 @@ class Decoupled:
     def _with_law(self, method: Callable[[float, Tensor, EmpiricalMeasure], Any]) -> Callable[..., Any]:
         return lambda t, x, mu: method(t, x, self.law_at(t, x))
 
-    def _with_law_of_positions(self, force: Callable[[float, Tensor, EmpiricalMeasure], Any]) -> Callable[..., Any]:
-        from .kinetic import law_of_positions
+    def _with_law_and_sample(self, drift: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda t, x, mu, sample: drift(t, x, self.law_at(t, x), sample)
 
+    def _with_law_of_positions(self, force: Callable[[float, Tensor, EmpiricalMeasure], Any]) -> Callable[..., Any]:
         return lambda t, x, mu: force(t, x, law_of_positions(self.law_at(t, x)))
 
 

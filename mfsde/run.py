@@ -32,6 +32,7 @@ from .noise import Noise, Stream
 from .observables import NAMED, Observable, evaluate, is_named, listed, resolve
 from .progress import Progress
 from .settings import Settings, label
+from .sgd import TIME
 from .solver import integrate
 from .store import Layout, Memory, StoreError, Variable, ZarrStore, load_checkpoint, open_run, read_settings
 
@@ -244,7 +245,8 @@ class System:
         settings, clock = self.settings, Clock(self.settings.dt)
         times = np.array([label(clock.time(step)) for step in settings.save_steps()])
         described = self.description()
-        return Layout(times, tuple(self._variables()), self._coordinates(), described)
+        name = TIME if self.method.transport == "sgd" else "time"
+        return Layout(times, tuple(self._variables()), self._coordinates(), described, name)
 
     def identity(self) -> str:
         """Digest of everything that determines the numbers."""

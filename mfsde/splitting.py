@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from .clock import Clock
-from .kinetic import friction, half_dimension, number, position_period
+from .kinetic import friction, number
 from .measure import EmpiricalMeasure
 from .model import Equation, unchanged
 from .noise import Noise, kick_
+from .phase_space import half_dimension, position_period
 
 # Relative difference of a scenario's drift from the one that is split, that rounding allows.
 SAME = {torch.float32: 1e-4, torch.float64: 1e-9}

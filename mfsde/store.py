@@ -53,7 +53,6 @@ SLABS = 3  # one being filled, one waiting, one being written
 _STATUSES = ("running", "complete", "interrupted", "failed")
 _RESERVED_ATTRIBUTES = ("coordinates", "status", "start", "end")
 _MAGIC = b"mfsde checkpoint 1\n"
-_TIME_ATTRIBUTES = {"long_name": "time", "units": "1"}
 
 
 class StoreError(RuntimeError):
@@ -85,7 +84,8 @@ Coordinate = tuple[tuple[str, ...], np.ndarray | np.generic | float, Mapping[str
 class Layout:
     """Everything about a run's Dataset except the values: fixed before the first frame.
 
-    `coords` are the static ones (dims, values, attrs), scalars with dims (); `time` is made from `times`.
+    `coords` are the static ones (dims, values, attrs), scalars with dims (); `time` is made from `times`, and
+    `time_name` says what it counts.
     `attrs` is the provenance: values that JSON can hold, nested or not.
     """
 
@@ -93,6 +93,12 @@ class Layout:
     variables: tuple[Variable, ...]
     coords: Mapping[str, Coordinate]
     attrs: Mapping[str, Any]
+    time_name: str = "time"
+
+    @property
+    def time_attributes(self) -> dict[str, str]:
+        """Attributes of the coordinate time."""
+        return {"long_name": self.time_name, "units": "1"}
 
     def __post_init__(self) -> None:
         _check_times(self.times)
@@ -234,7 +240,7 @@ class Memory:
         layout, n = self._layout, self._committed
         data = {v.name: (("time", *v.dims), self._values[v.name][:n], dict(v.attrs)) for v in layout.variables}
         coords: dict[str, Any] = {n: (d, np.asarray(x), dict(a)) for n, (d, x, a) in layout.coords.items()}
-        coords["time"] = ("time", np.array(layout.times[:n]), _TIME_ATTRIBUTES)
+        coords["time"] = ("time", np.array(layout.times[:n]), layout.time_attributes)
         return xr.Dataset(data, coords, {**_attributes(layout.attrs), **self._attrs})
 
 
@@ -782,7 +788,7 @@ def _write_skeleton(root: Path, layout: Layout) -> None:
     attrs = _attributes(layout.attrs) | {"status": "running", "start": _now(), "coordinates": " ".join(names)}
     group = zarr.create_group(str(root), zarr_format=3, attributes=attrs)
     time_chunk = _Grid.of(Variable("time", (), (), "float64"), n).chunk
-    _create_array(group, "time", (n,), time_chunk, "float64", ("time",), _TIME_ATTRIBUTES)
+    _create_array(group, "time", (n,), time_chunk, "float64", ("time",), layout.time_attributes)
     for v in layout.variables:
         chunk = _Grid.of(v, n).chunk
         _create_array(group, v.name, (n, *v.shape), chunk, v.dtype, ("time", *v.dims), v.attrs)

@@ -11,7 +11,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from mfsde import EmpiricalMeasure, Gaussian, Observable
+from mfsde import EmpiricalMeasure, Gaussian, Observable, Product
 from mfsde.measure import Law
 
 TURN = 2 * math.pi
@@ -91,7 +91,7 @@ class KuramotoFrequencies:
     def initial(self) -> Product:
         """Wrapped Cauchy angles, and frequencies independent of them."""
         law = Cauchy(self.centre, self.width) if self.frequencies == LORENTZ else Gaussian(self.centre, self.width**2)
-        return Product(WrappedCauchy(self.initial_mean, self.initial_order), law)
+        return Product([WrappedCauchy(self.initial_mean, self.initial_order), law])
 
     def order(self, mu: EmpiricalMeasure) -> Tensor:
         """The order parameter r = |∫ e^{iθ} dm|, (...,); about √(π/4N) for N independent uniform angles."""
@@ -250,48 +250,6 @@ class Cauchy(Law):
     def _at(self, tail: Tensor, side: Tensor) -> Tensor:
         angle = math.pi * tail.clamp(min=torch.finfo(tail.dtype).tiny)
         return self.centre + self.width * side * torch.cos(angle) / torch.sin(angle)
-
-
-class Product(Law):
-    """The law of independent components, each of a law on the line, (θ, ω) here."""
-
-    def __init__(self, *components: Any) -> None:
-        self.components = components
-
-    @property
-    def dim(self) -> int:
-        """Number of components."""
-        return len(self.components)
-
-    @property
-    def mean(self) -> Tensor:
-        """(d,)."""
-        means: Tensor = torch.cat([law.mean for law in self.components])
-        return means
-
-    @property
-    def cov(self) -> Tensor:
-        """Diagonal, (d, d)."""
-        blocks: Tensor = torch.block_diag(*[law.cov for law in self.components])
-        return blocks
-
-    def from_variates(self, z: Tensor) -> Tensor:
-        """Component by component."""
-        columns = z.split(1, dim=-1)
-        return torch.cat([law.from_variates(c) for law, c in zip(self.components, columns, strict=True)], dim=-1)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log density, (..., d) -> (...)."""
-        columns = x.split(1, dim=-1)
-        logs = [law.log_prob(c) for law, c in zip(self.components, columns, strict=True)]
-        return torch.stack(logs).sum(0)
-
-    def as_measure(self) -> EmpiricalMeasure:
-        """The product of the components' quadratures."""
-        rules = [law.as_measure() for law in self.components]
-        points = torch.cartesian_prod(*[rule.points[:, 0] for rule in rules])
-        weights = torch.cartesian_prod(*[rule.weights for rule in rules]).prod(-1)
-        return EmpiricalMeasure(points, weights / weights.sum())
 
 
 def _unit(x: Tensor) -> Tensor:

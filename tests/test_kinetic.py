@@ -22,9 +22,11 @@ import mfsde
 from mfsde import EmpiricalMeasure, Energy, Gaussian, Noise, splitting
 from mfsde import noise as noise_module
 from mfsde.clock import Clock
-from mfsde.kinetic import Kinetic, KineticLangevin, Product, law_of_positions
+from mfsde.kinetic import Kinetic, KineticLangevin
 from mfsde.model import Equation
 from mfsde.noise import kick_
+from mfsde.phase_space import law_of_positions
+from mfsde.product import Product
 from mfsde.scenarios.kinetic_double_well import KineticDoubleWell
 
 DOUBLE = {"dtype": torch.float64}

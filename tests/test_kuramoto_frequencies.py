@@ -12,9 +12,9 @@ from scipy import integrate, optimize, special, stats
 from torch import Tensor
 
 import mfsde
-from mfsde import EmpiricalMeasure
+from mfsde import EmpiricalMeasure, Product
 from mfsde.model import Equation
-from mfsde.scenarios.kuramoto_frequencies import Cauchy, KuramotoFrequencies, Product, WrappedCauchy
+from mfsde.scenarios.kuramoto_frequencies import Cauchy, KuramotoFrequencies, WrappedCauchy
 
 FLOAT64 = torch.float64
 TURN = 2 * math.pi
@@ -143,7 +143,7 @@ def test_the_cauchy_law_is_scipys_and_finite_in_single_precision():
 
 
 def test_a_product_law_has_independent_components():
-    law = Product(WrappedCauchy(0.0, 0.4), Cauchy(1.0, 0.3))
+    law = Product([WrappedCauchy(0.0, 0.4), Cauchy(1.0, 0.3)])
     assert law.dim == law.n_variates == 2
     z = normals(6, 2)
     x = law.from_variates(z)
