@@ -25,6 +25,9 @@ from .parameters import Parameters
 from .sensitivity import Functional, Sensitivity
 from .settings import Settings
 
+# Particles above which replicas are differentiated one by one.
+APART = 10_000
+
 Bounds = Mapping[str, tuple[float | None, float | None]]
 
 
@@ -96,7 +99,9 @@ def fit(
         n_particles=n_particles, horizon=horizon, dt=dt, seed=seed, n_replicas=n_replicas, save_every=None,
         keep_particles=None, method=method, device=device, dtype=dtype, noise=noise, checkpoint_every=None,
     )  # fmt: skip
-    problem = Sensitivity.start(objective, scenario, parameters, settings, times, running, n_batches=1)
+    # Small tensors cost their overhead, large ones the cache: replicas together, or one by one.
+    n_batches = 1 if settings.n_particles < APART else None
+    problem = Sensitivity.start(objective, scenario, parameters, settings, times, running, n_batches)
     limits = _limits(problem.parameters, bounds or {})
     _check_stopping(tolerance, max_iterations)
     problem.check()
@@ -125,22 +130,22 @@ class _Trials:
         self.start = np.array(problem.parameters.vector())
         self._points: list[list[float]] = []
         self._values: list[float] = []
-        self._slopes: list[list[float]] = []
+        self._slopes: list[np.ndarray] = []
 
     def __call__(self, point: np.ndarray) -> tuple[float, np.ndarray]:
         """Mean over replicas, and its gradient."""
         vector = point.tolist()
         problem = self._problem.at(replaced(self._scenario, self._problem.parameters.replacing(vector)))
         try:
-            values, (slope,) = problem.evaluate(check=not self._points)
+            values, slopes = problem.evaluate(check=not self._points)
         except FloatingPointError as problem_:
             told = ", ".join(f"{k} = {v:.6g}" for k, v in zip(self._problem.parameters.labels(), vector, strict=True))
             problem_.add_note(f"This happened in a fit, at {told}; keep the search away from there with bounds.")
             raise
         self._points.append(vector)
         self._values.append(math.fsum(values) / len(values))
-        self._slopes.append(slope)
-        return self._values[-1], np.array(slope)
+        self._slopes.append(np.mean(slopes, axis=0))
+        return self._values[-1], self._slopes[-1]
 
     def history(self) -> xr.Dataset:
         """All evaluations in their order."""

@@ -16,6 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 import mfsde
+import mfsde.calibration
 import mfsde.provenance
 from mfsde import EmpiricalMeasure, Energy, Gaussian, Mixture, Noise, Uniform, interaction, potential, risk, sensitivity
 from mfsde.calibration import fit
@@ -639,6 +640,15 @@ def test_a_fit_to_a_run_of_the_same_noise_finds_its_parameters():
     assert history["value"].values[-1] < 1e-15 < history["value"].values[0]
     np.testing.assert_array_equal(history["parameters"][0], [0.4, 1.2])
     assert history.attrs["scenario"] == "MeanFieldOU"
+
+
+def test_a_fit_is_the_same_whether_replicas_are_differentiated_together_or_apart(monkeypatch):
+    found = []
+    for apart in (10_000, 1):
+        monkeypatch.setattr(mfsde.calibration, "APART", apart)
+        fitted, _ = fit(misfit(*euler_moments(TRUTH)), TRUTH, ("kappa", "sigma"), seed=2, **FIT)
+        found.append([fitted.kappa, fitted.sigma])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def recovers(scenario: MeanFieldOU, seeds: range) -> bool:
