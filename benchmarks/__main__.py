@@ -21,6 +21,7 @@ from mfsde import noise, provenance
 MODULES = (
     *("noise", "steps", "kinetic", "network", "sgd", "streaming", "memory", "transport", "entropy", "limit"),
     "multilevel",
+    "birth_death",
 )
 OUT = Path("build/bench.json")
 
