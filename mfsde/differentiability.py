@@ -11,6 +11,7 @@ for directions u, v that have a mean, with respect to the state and to every par
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -192,6 +193,8 @@ def _difference(
     quotient = float((u * (right - left).double()).sum()) / width
     # Both sides: at a minimum the difference is small, its error is not.
     size = float((u * ((right - plain).abs() + (left - plain).abs()).double()).sum()) / width
+    if not math.isfinite(automatic):
+        return f"the automatic derivative is {automatic} (a root, norm or eigenvector at 0, a singular covariance?)"
     rounding = 20 * torch.finfo(dtype).eps * float((u * right.double()).abs().sum())
     if abs(automatic - quotient) <= TOLERANCE[dtype] * (size + abs(automatic)) + rounding:
         return ""

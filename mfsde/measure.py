@@ -416,6 +416,12 @@ def _root_of_covariance(c: Tensor) -> Tensor:
         )
     root, failed = torch.linalg.cholesky_ex(c)
     degenerate = bool(failed) or bool(torch.isnan(root).any())
+    if degenerate and is_recording() and torch.equal(c, torch.diag(torch.diagonal(c))):
+        # Its eigenvectors do not move with its variances, and a variance that is 0 has no derivative to spoil others.
+        vectors = vectors.detach()
+        values = torch.diagonal(c) @ vectors.square()
+        fixed: Tensor = vectors * torch.where(values > 0, values, 1.0).sqrt() * (values > 0)
+        return fixed
     factor: Tensor = vectors * values.clamp(min=0).sqrt() if degenerate else root
     return factor
 

@@ -189,6 +189,18 @@ class TwoBumps:
         return Mixture(bumps, [self.share, 1 - self.share])
 
 
+@dataclass(frozen=True)
+class Labelled(TwoBumps):
+    """A component of the state that is random in one direction only."""
+
+    def initial(self) -> Any:
+        return Mixture([Gaussian([self.centre, 1.0], torch.diag(torch.stack([z, 0 * z]))) for z in self.variances])
+
+    @property
+    def variances(self) -> tuple[Tensor, Tensor]:
+        return torch.as_tensor(self.variance, **DOUBLE), 2 * torch.as_tensor(self.share, **DOUBLE)
+
+
 OU = MeanFieldOU(initial_mean=(1.0, -0.5))
 OF_OU = ("kappa", "coupling", "sigma", "initial_mean", "initial_variance")
 OF_NETWORK = ("scale", "prior", "sigma", "spread")
@@ -214,6 +226,7 @@ CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any]]] = {
     "matrix": (General(), OF_LAW, {}),
     "matrix, heun": (General(), ("a", "b"), {"method": "heun"}),
     "mixture": (TwoBumps(), ("share", "centre", "variance"), {}),
+    "singular covariance": (Labelled(), ("share", "centre", "variance"), {}),
     "fine steps": (LawInSigma(), ("a", "b"), {"noise": Noise(3, substeps=3)}),
     "antithetic": (LawInSigma(), ("a", "b"), {"noise": Noise(3, antithetic=True)}),
     "decoupled": (mfsde.decoupled(OU, Gaussian([0.3, 0.1], 0.5)), ("kappa", "coupling", "sigma"), {}),
