@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfsde import EmpiricalMeasure, Energy, Gaussian, Observable, interaction, potential
-from mfsde.kinetic import KineticLangevin
+from mfsde import EmpiricalMeasure, Energy, Gaussian, KineticLangevin, Observable, interaction, potential
 
 from .double_well import DoubleWell, _double_well, _half_square
 
