@@ -29,7 +29,7 @@ demo-small: $(STAMP)  ## the same in a few seconds
 
 examples: $(STAMP)  ## run every example in its short form, into runs/examples
 	mkdir -p runs/examples
-	for name in rates chaos entropy plots limit; do $(BIN)/python examples/$$name.py --small --folder runs/examples || exit 1; done
+	for name in rates chaos entropy plots limit family calibration; do $(BIN)/python examples/$$name.py --small --folder runs/examples || exit 1; done
 	$(BIN)/python examples/theory.py --small
 	cd runs/examples && MPLBACKEND=agg $(CURDIR)/$(BIN)/python $(CURDIR)/examples/convergence.py
 

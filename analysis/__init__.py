@@ -1,7 +1,8 @@
 """Analysis: datasets and laws in, datasets or numbers out. Nothing here simulates.
 
 What one calls: `wasserstein` (distances), `unbalanced` (measures of other mass), `rates`, `chaos` (particles against
-their limit), `entropy`, `theory` and `contraction` (theorems as checks), `plots`, `overview` (all of it for one run).
+their limit), `control_variates` (fewer replicas for one error), `entropy`, `theory` and `contraction` (theorems as
+checks), `plots`, `overview` (all of it for one run).
 
 What they stand on:
     runs as arrays, errors: `particles`, `labels`, `replicas`

@@ -193,6 +193,13 @@ def _scenario(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field of the scenario; repeatable"
     )
+    parser.add_argument(
+        "--as",
+        dest="member",
+        metavar="DYNAMICS",
+        help="run the scenario's energy under gradient_flow, langevin, kinetic or noisy_sgd; their own fields "
+        "(alpha, gamma, batch_size, ...) are set with --set too",
+    )
     return parser
 
 
@@ -490,8 +497,55 @@ def _built(options: argparse.Namespace) -> Any:
         cls = getattr(scenarios, options.scenario)
     if not dataclasses.is_dataclass(cls):
         raise UsageError(f"{options.scenario} is not a dataclass; put @dataclass(frozen=True) above its definition.")
-    known = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    return cls(**{name: _as_field(cls, known, name, text) for name, text in map(_assignment, options.set)})
+    given = dict(map(_assignment, options.set))
+    if options.member is None:
+        return _with_fields(cls, given)
+    member = _member(options.member)
+    own = {f.name for f in dataclasses.fields(cls)}
+    inner = _with_fields(cls, {name: text for name, text in given.items() if name in own})
+    rest = {name: text for name, text in given.items() if name not in own}
+    return _with_fields(member, rest, of=inner, **_shared(member, inner, rest))
+
+
+def _member(name: str) -> type:
+    """The class of a member of the family."""
+    from . import family
+
+    if name not in family.MEMBERS:
+        raise UsageError(f"--as {name}: expected one of {', '.join(family.MEMBERS)}.")
+    return family.MEMBERS[name]
+
+
+def _shared(member: type, inner: Any, given: dict[str, str]) -> dict[str, Any]:
+    """The noise that the member takes from the scenario: σ, for kinetic dynamics σ√γ, at the same temperature."""
+    import dataclasses
+    import math
+
+    names = {f.name for f in dataclasses.fields(member)}
+    sigma = getattr(inner, "sigma", None)
+    if "gamma" in names:
+        gamma = float(given.get("gamma", 1.0))
+        sigma = None if sigma is None else float(sigma) * math.sqrt(gamma)
+        return {"gamma": gamma} | ({} if sigma is None else {"sigma": sigma})
+    return {"sigma": float(sigma)} if "sigma" in names and sigma is not None else {}
+
+
+def _with_fields(cls: type, texts: dict[str, str], **values: Any) -> Any:
+    """An instance with fields from the text of --set, and others as they are."""
+    import dataclasses
+
+    known = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name != "of"}
+    given = {name: _as_field(cls, known, name, text) for name, text in texts.items()}
+    missing = [
+        f.name
+        for f in known.values()
+        if f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+        and f.name not in {**values, **given}
+    ]
+    if missing:
+        raise UsageError(f"{cls.__name__} needs {', '.join(f'--set {name}=...' for name in missing)}.")
+    return cls(**{**values, **given})
 
 
 def _as_field(cls: type, known: dict[str, Any], name: str, text: str) -> Any:

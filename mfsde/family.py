@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from torch import Tensor
 
@@ -167,6 +168,9 @@ class SampledOf(_Member, NoisySGD):
     sampling: str = "with_replacement"
 
 
+MEMBERS = {"gradient_flow": GradientFlowOf, "langevin": LangevinOf, "kinetic": KineticOf, "noisy_sgd": SampledOf}
+
+
 def members(
     scenario: Any, *, sigma: float | None = None, gamma: float = 1.0, alpha: float = 1.0, batch_size: int | None = None
 ) -> dict[str, Any]:
@@ -227,8 +231,9 @@ def compare(scenarios: Mapping[str, Any], **settings: Any) -> xr.Dataset:
     for scenario in scenarios.values():
         run = _positions(scenario, simulate(scenario, method=method_of(scenario), **settings))
         runs.append(run.drop_vars([name for name in run.coords if name not in run.dims and name not in KEPT]))
+    names = np.array(list(scenarios), dtype=object)
     table: xr.Dataset = xr.concat(
-        runs, dim=xr.DataArray(list(scenarios), dims="member", name="member", attrs={"long_name": "dynamics"}),
+        runs, dim=xr.DataArray(names, dims="member", name="member", attrs={"long_name": "dynamics"}),
         join="exact", coords="minimal", compat="equals", combine_attrs="drop_conflicts", data_vars="all",
     )  # fmt: skip
     return table.assign_attrs(methods={name: method_of(scenario) for name, scenario in scenarios.items()})
