@@ -284,7 +284,8 @@ def _like(parameter: Tensor, x: Tensor) -> Tensor:
 
 
 def _normal_cdf(z: Tensor) -> Tensor:
-    phi: Tensor = torch.special.ndtr(z)
+    # torch's ndtr is (1 + erf)/2, which has no digits left in the lower tail.
+    phi: Tensor = 0.5 * torch.special.erfc(-math.sqrt(0.5) * z)
     return phi
 
 
