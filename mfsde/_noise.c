@@ -1,4 +1,5 @@
-/* The compiled kernel of noise.py: Philox4x32-10 words, Box-Muller normals, and the fused Euler and kinetic steps.
+/* The compiled kernel of noise.py: Philox4x32-10 words, Box-Muller normals, the fused Euler and kinetic steps, and births
+ * and deaths.
  *
  * Every backend evaluates the same expressions in the same order with + - * / sqrt, integer operations and selects
  * only. IEEE arithmetic then leaves one possible result, whatever the vector width, provided that nothing is
@@ -369,7 +370,7 @@ static PyObject *py_draws(PyObject *self, PyObject *const *args, Py_ssize_t n)
 }
 
 /* rings(out, float64, seed, stream, step, R, N, rate, shift, h, threads): bytes, 1 where |h rate + shift| exceeds the half
- * of a word of channel 0 */
+ * of a word of channel 0; returns their number */
 static PyObject *py_rings(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
     if (!counted(n, 11)) return NULL;
@@ -388,7 +389,57 @@ static PyObject *py_rings(PyObject *self, PyObject *const *args, Py_ssize_t n)
     job.diffusion = address(&a);
     job.h = real(&a);
     int threads = (int)integer(&a);
-    return launch(&a, kernels->rings[real_type], &job, threads);
+    if (a.failed) return NULL;
+    int64_t count = 0, total = job.replicas * (int64_t)job.high;
+    const uint8_t *flags = job.out;
+    Py_BEGIN_ALLOW_THREADS
+    run(kernels->rings[real_type], &job, threads);
+    for (int64_t start = 0; start < total; start += 255) {
+        /* Bytes are added in a vector; 255 of them fit. */
+        int64_t end = start + 255 < total ? start + 255 : total;
+        uint8_t some = 0;
+        for (int64_t i = start; i < end; i++) some = (uint8_t)(some + flags[i]);
+        count += some;
+    }
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLongLong(count);
+}
+
+/* positions(out, flags, n): where the bytes are 1, in order */
+static PyObject *py_positions(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+    if (!counted(n, 3)) return NULL;
+    Arguments a = {args, 0};
+    int64_t *out = address(&a);
+    const uint8_t *flags = address(&a);
+    int64_t total = (int64_t)integer(&a), i = 0;
+    if (a.failed) return NULL;
+    while (i < total) {
+        uint64_t eight = 0;
+        if (total - i >= 8) memcpy(&eight, flags + i, 8);
+        int64_t end = total - i >= 8 ? i + 8 : total;
+        if (eight == 0 && end == i + 8) {
+            i = end;
+            continue;
+        }
+        for (; i < end; i++)
+            if (flags[i]) *out++ = i;
+    }
+    Py_RETURN_NONE;
+}
+
+/* assign(slots, bytes, target, source, n): slot target[k] <- slot source[k], k = 0, 1, ... one by one */
+static PyObject *py_assign(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+    if (!counted(n, 5)) return NULL;
+    Arguments a = {args, 0};
+    char *slots = address(&a);
+    int64_t bytes = (int64_t)integer(&a);
+    const int64_t *target = address(&a), *source = address(&a);
+    int64_t count = (int64_t)integer(&a);
+    if (a.failed) return NULL;
+    for (int64_t k = 0; k < count; k++) memcpy(slots + target[k] * bytes, slots + source[k] * bytes, (size_t)bytes);
+    Py_RETURN_NONE;
 }
 
 /* euler(x, float64, seed, stream, step, substeps, R, N, d, drift, diffusion or 0, h, scale, threads) */
@@ -511,6 +562,8 @@ static PyMethodDef methods[] = {
     {"normals", FAST(py_normals)},
     {"draws", FAST(py_draws)},
     {"rings", FAST(py_rings)},
+    {"positions", FAST(py_positions)},
+    {"assign", FAST(py_assign)},
     {"euler", FAST(py_euler)},
     {"kinetic", FAST(py_kinetic)},
     {"kick", FAST(py_kick)},

@@ -327,7 +327,9 @@ class Noise:
         return self._draw(step, high, shape, stream, first_replica, first_particle, torch.int64, device)
 
     def rings(self, rate: Tensor, h: float, shift: Tensor, step: int, *, stream: Stream = Stream.JUMP) -> Tensor:
-        """Events of probability p ≥ |h·rate + shift|, the least multiple of 2⁻¹⁶, in one pass: bool, (R, N).
+        """Events of probability p ≥ |h·rate + shift|, the least multiple of 2⁻¹⁶, in one pass: (E,), int64, in order.
+
+        They are told by slots: that of particle i in replica r is r·N + i.
 
         rate: (R, N), contiguous, shift: (R, 1), of one dtype and device. With y = |h·rate + shift| in that dtype,
         product and sum rounded once each, an event is x < 2¹⁶y. Here x is a half of a 32-bit word of channel 0 of the
@@ -350,16 +352,18 @@ class Noise:
         if rate.is_cpu and _compiled is not None and rate.numel():
             shift = shift.contiguous()
             out = torch.empty(rate.shape, dtype=torch.bool)
-            _compiled.rings(
+            count = _compiled.rings(
                 out.data_ptr(), double, self.seed, Stream(stream), fine, n_replicas, n_particles, rate.data_ptr(),
                 shift.data_ptr(), h, _threads(),
             )  # fmt: skip
-            return out
+            slots = torch.empty(count, dtype=torch.int64)
+            _compiled.positions(slots.data_ptr(), out.data_ptr(), out.numel())
+            return slots
         n_words = -(-n_particles // 512) * 256
         u = self.uniforms(fine, (n_replicas, n_words, 1), stream=stream, dtype=torch.float64, device=rate.device)
         words = (u * 2.0**32).long().view(n_replicas, n_words // 256, 1, 256)
         halves = torch.cat([words & 0xFFFF, words >> 16], dim=2).view(n_replicas, 2 * n_words)[:, :n_particles]
-        return halves < (rate * h).add_(shift).abs_().mul_(2.0**16)
+        return (halves < (rate * h).add_(shift).abs_().mul_(2.0**16)).flatten().nonzero().squeeze(-1)
 
     def euler_(
         self,
@@ -532,6 +536,19 @@ class Noise:
             module = _portable(_backend(out.device.type))
             module.draws(out, self.seed, stream, fine, first_replica, first_particle, high)
         return out
+
+
+def assign_(slots: Tensor, target: Tensor, source: Tensor) -> bool:
+    """slots[target_k] ← slots[source_k], k = 0, 1, ... one by one, in place; False, nothing done, without the kernel.
+
+    slots: (n, ...), contiguous, on the CPU; target, source: (E,), int64, in range.
+    """
+    if not slots.is_cpu or _compiled is None:
+        return False
+    target, source = target.contiguous(), source.contiguous()
+    width = slots.element_size() * math.prod(slots.shape[1:])
+    _compiled.assign(slots.data_ptr(), width, target.data_ptr(), source.data_ptr(), len(target))
+    return True
 
 
 def kick_(x: Tensor, force: Tensor, half: float) -> None:
