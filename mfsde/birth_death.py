@@ -35,7 +35,9 @@ from torch import Tensor
 
 from .measure import EmpiricalMeasure, Law, blocked_sum
 from .model import Equation, confinement, energy_of
-from .noise import Noise, Stream
+from .noise import Noise, Stream, assign_
+
+FLOAT64 = torch.float64
 
 REACTIONS = ("jumps", "clocks", "weights")
 
@@ -80,7 +82,7 @@ def jumps(equation: Equation, t: float, h: float, noise: Noise, step: int, x: Te
     fine = step * noise.substeps
     rate, mean = _rates(equation, t, x)
     shift = -h * mean
-    slot = _true(noise.rings(rate.contiguous(), h, shift, fine))
+    slot = noise.rings(rate.contiguous(), h, shift, fine)
     if not len(slot):
         _reinject(equation, h, noise, fine, x)
         return torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -90,7 +92,7 @@ def jumps(equation: Equation, t: float, h: float, noise: Noise, step: int, x: Te
     if float(signed.abs().max()) > MAX_RING:
         _refuse_step(equation.name, t, h, replica, particle, signed)
     target, source, count = _events(slot, replica, particle, signed, x.shape, noise, fine)
-    _copy(equation, x, *resolve(target, source))
+    _assign(equation, x, target, source)
     _reinject(equation, h, noise, fine, x)
     return count
 
@@ -116,13 +118,13 @@ def clocks(equation: Equation, t: float, h: float, noise: Noise, step: int, x: T
     n_replicas, n_particles, _ = x.shape
     fine, number = step * noise.substeps, 0
     inflow, law = equation.reinjection or (0.0, None)
-    elapsed = torch.zeros(n_replicas, dtype=torch.float64, device=x.device)
+    elapsed = torch.zeros(n_replicas, dtype=FLOAT64, device=x.device)
     count = torch.zeros(n_replicas, dtype=torch.int64, device=x.device)
     first = torch.arange(n_replicas, device=x.device) * n_particles
     while True:
         if number % DRAWN == 0:
             shape = (n_replicas, DRAWN, 3)
-            draws = noise.uniforms(fine, shape, first_particle=number, dtype=torch.float64, device=x.device)
+            draws = noise.uniforms(fine, shape, first_particle=number, dtype=FLOAT64, device=x.device)
         wait, which, other = draws[:, number % DRAWN].unbind(-1)
         rate, mean = _rates(equation, t, x)
         signed = rate - mean
@@ -142,7 +144,7 @@ def clocks(equation: Equation, t: float, h: float, noise: Noise, step: int, x: T
         dies = signed.gather(-1, ringer.unsqueeze(-1)).squeeze(-1) > 0
         target, source = torch.where(dies, ringer, partner), torch.where(dies, partner, ringer)
         jump = active & (chosen < ringing)
-        _copy(equation, x, (first + target)[jump], (first + source)[jump])
+        _assign(equation, x, (first + target)[jump], (first + source)[jump])
         if law is not None and bool((fresh := active & (chosen >= ringing)).any()):
             replaced = ((chosen - ringing) / inflow).long().clamp(max=n_particles - 1)
             z = _variates(law, noise, fine, (n_replicas, 1), number, x)[:, 0]
@@ -292,15 +294,6 @@ def _rates(equation: Equation, t: float, x: Tensor) -> tuple[Tensor, Tensor]:
     return rate, mean
 
 
-def _true(flags: Tensor) -> Tensor:
-    """Positions of the few that are set, in order, eight at a time.    flags: bool."""
-    flat = flags.flatten()
-    whole = len(flat) // 8 * 8
-    eights = flat[:whole].view(torch.int64).nonzero()
-    found, rest = flat[:whole].view(-1, 8)[eights.squeeze(-1)].nonzero(), flat[whole:].nonzero().squeeze(-1)
-    return torch.cat([eights[found[:, 0], 0] * 8 + found[:, 1], rest + whole])
-
-
 def _events(
     slot: Tensor, replica: Tensor, particle: Tensor, signed: Tensor, shape: torch.Size, noise: Noise, fine: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -310,7 +303,7 @@ def _events(
     """
     n_replicas, n_particles, _ = shape
     rank, most = _ranks(replica, n_replicas)
-    draws = noise.uniforms(fine, (n_replicas, most, 4), dtype=torch.float64, device=slot.device).flatten(0, 1)
+    draws = noise.uniforms(fine, (n_replicas, most, 4), dtype=FLOAT64, device=slot.device).flatten(0, 1)
     _, thinning, moment, other = draws[replica * most + rank].unbind(-1)
     expected = signed.abs()
     rings = thinning * (expected * 2.0**16).ceil().mul_(2.0**-16) < -torch.expm1(-expected)
@@ -341,42 +334,47 @@ def _others(u: Tensor, particle: Tensor, n_particles: int) -> Tensor:
     return other + (other >= particle)
 
 
-def _copy(equation: Equation, x: Tensor, target: Tensor, source: Tensor) -> None:
-    """Slot ← slot, all at once."""
-    rows = x.view(-1, x.shape[-1])
-    rows[target] = rows[source]
-    if equation.parent is not None:
-        parent = equation.parent.view(-1)
-        parent[target] = parent[source]
+def _assign(equation: Equation, x: Tensor, target: Tensor, source: Tensor) -> None:
+    """Slot ← slot, one by one: on a CPU literally."""
+    states = [x.view(-1, x.shape[-1])] + ([] if equation.parent is None else [equation.parent.view(-1)])
+    if all([assign_(state, target, source) for state in states]):
+        return
+    to, of = resolve(target, source)
+    for state in states:
+        state[to] = state[of]
 
 
 def _reinject(equation: Equation, h: float, noise: Noise, fine: int, x: Tensor) -> None:
     """Each particle, with probability 1 - e^{-rate·h}, becomes a draw from the law: exact for every h.
 
-    Draws of the stream REINJECTION: channel 0 of particle i decides, the variates of the k-th one in its replica are
-    channels 1, ..., q of k.
+    Draws of the stream REINJECTION: channel 0 of particle i makes it a candidate; of the k-th candidate of its replica,
+    channel 1 of k decides, and the variates are channels 2, 3, ... of k.
     """
     if equation.reinjection is None:
         return
     rate, law = equation.reinjection
     probability = -math.expm1(-rate * h)
     n_replicas, n_particles, _ = x.shape
-    u = noise.uniforms(fine, (n_replicas, n_particles, 1), stream=Stream.REINJECTION, device=x.device)
-    slot = _true(u < probability)
-    if len(slot):
-        replica, _ = _places(slot, n_particles)
-        rank, most = _ranks(replica, n_replicas)
-        z = _variates(law, noise, fine, (n_replicas, most), 0, x)[replica, rank]
-        _replace(equation, x, slot, law.from_variates(z))
+    level = x.new_full((n_replicas, 1), probability)
+    slot = noise.rings(x.new_zeros(n_replicas, n_particles), 0.0, level, fine, stream=Stream.REINJECTION)
+    if not len(slot):
+        return
+    replica, _ = _places(slot, n_particles)
+    rank, most = _ranks(replica, n_replicas)
+    shape = (n_replicas, most, 2)
+    u = noise.uniforms(fine, shape, stream=Stream.REINJECTION, dtype=FLOAT64, device=x.device)[replica, rank, 1]
+    chosen = u * (level[0].double() * 2.0**16).ceil().mul_(2.0**-16) < probability
+    z = _variates(law, noise, fine, (n_replicas, most), 0, x)[replica[chosen], rank[chosen]]
+    _replace(equation, x, slot[chosen], law.from_variates(z))
 
 
 def _variates(law: Law, noise: Noise, fine: int, shape: tuple[int, int], first: int, x: Tensor) -> Tensor:
-    """(R, K, q). Channel 0 is left to the decisions, whose words it would share."""
+    """(R, K, q). Channels 0 and 1 are left to the decisions, whose words it would share."""
     z = noise.normals(
-        fine, (*shape, 1 + law.n_variates), stream=Stream.REINJECTION, first_particle=first, dtype=x.dtype,
+        fine, (*shape, 2 + law.n_variates), stream=Stream.REINJECTION, first_particle=first, dtype=x.dtype,
         device=x.device,
     )  # fmt: skip
-    return z[..., 1:]
+    return z[..., 2:]
 
 
 def _replace(equation: Equation, x: Tensor, slot: Tensor, drawn: Tensor) -> None:

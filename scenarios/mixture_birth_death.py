@@ -28,7 +28,7 @@ LOSS_OF_NONE = 0.5 * sum(
 
 def density(z: Tensor, variance: float) -> Tensor:
     """N(z; 0, variance)."""
-    return torch.exp(z.square() * (-0.5 / variance)) * (2 * math.pi * variance) ** -0.5
+    return torch.exp(z.square() * (-0.5 / variance)) / math.sqrt(2 * math.pi * variance)
 
 
 @dataclass(frozen=True)
