@@ -15,8 +15,7 @@ In the first two a particle with L_i > 0 dies and a copy of another takes its pl
 another. The other one is uniform among the N - 1: at finite N rates act as if multiplied by N/(N - 1). N is conserved.
 
 With a transport that follows -∇V the splitting is the Wasserstein-Fisher-Rao gradient flow of the energy whose first
-variation is V [1]. For the free energy F + T·KL(·| e^{-U}), V = δF/δm + T U + T log m [2]: `energy_rate` is its first
-part, `log_density` a kernel estimate of log m.
+variation is V [1]. For the free energy F + T·KL(·| e^{-U}), V = δF/δm + T U + T log m [2]: see `selection` for both.
 
 A scenario with `reinjection() -> (rate, law)` also has each particle replaced, at that rate, by an independent draw
 from the law π: ∂_t m = ... + rate (π - m).
@@ -28,13 +27,12 @@ from the law π: ∂_t m = ... + rate (π - m).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .measure import EmpiricalMeasure, Law, blocked_sum
-from .model import Equation, confinement, energy_of
+from .measure import Law, blocked_sum
+from .model import Equation
 from .noise import Noise, Stream, assign_
 
 FLOAT64 = torch.float64
@@ -207,41 +205,6 @@ def check(equation: Equation, reaction: str) -> None:
         )
     if equation.reinjection is not None:
         _check_reinjection(equation.name, *equation.reinjection, dim)
-
-
-def energy_rate(scenario: Any, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
-    """δF/δm(mu, x) + T U(x), up to a constant, T = σ²/2: a birth_death_rate without entropy, before the factor α.
-
-    x: (..., M, d) -> (..., M). The energy's own temperature is 0 where the scenario has no sigma.
-
-    Raises:
-        TypeError: the scenario has no energy.
-
-    """
-    slope = energy_of(scenario).variation(mu, x)
-    temperature = 0.5 * float(getattr(scenario, "sigma", 0.0)) ** 2
-    return slope + temperature * confinement(scenario, x) if temperature else slope
-
-
-def log_density(mu: EmpiricalMeasure, x: Tensor, bandwidth: float, include_self: bool = True) -> Tensor:
-    """Log (K_h * m)(x), K_h the Gaussian density of covariance h² I, h = `bandwidth`.    (..., M, d) -> (..., M).
-
-    α(energy_rate + T log_density) is the rate of the Wasserstein-Fisher-Rao flow of F + T·KL(·| e^{-U}) [2], with log m
-    of the law smoothed by K_h: at Gaussian m of covariance Σ that of N(mean, Σ + h² I).
-
-    With the particle itself (the default, as in [2]) the value is finite, at least log K_h(0)/N; a lone particle looks
-    1/(N h^d) denser than it is. Without it this bias is gone, and a particle that is alone within many h has -∞, which
-    a run refuses. O(N²) work, in blocks of rows. On a torus h must be small against the period.
-
-    Raises:
-        ValueError: a bandwidth that is not positive; include_self=False at other points than the particles.
-
-    """
-    if not 0 < bandwidth < math.inf:
-        raise ValueError(f"log_density: bandwidth = {bandwidth}; expected a positive length, the width of the kernel.")
-    scale = -0.5 / bandwidth**2
-    smoothed = mu.convolve(lambda z: (scale * z.square().sum(-1)).exp_(), x, include_self)
-    return smoothed.log_().sub_(mu.dim * math.log(bandwidth * math.sqrt(2 * math.pi)))
 
 
 def resolve(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:

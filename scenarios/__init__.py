@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .kuramoto_frequencies import KuramotoFrequencies as KuramotoFrequencies
     from .mean_field_gbm import MeanFieldGBM as MeanFieldGBM
     from .mean_field_ou import MeanFieldOU as MeanFieldOU
+    from .mixture_birth_death import GaussianMixture as GaussianMixture
     from .moving_wall import MovingWall as MovingWall
     from .online_gaussians import OnlineGaussians as OnlineGaussians
     from .rank_based import RankBased as RankBased
@@ -68,6 +69,7 @@ BUILT_IN = {
         "two_populations",
         "two linear populations in one run, the label frozen in the state, solvable",
     ),
+    "GaussianMixture": ("mixture_birth_death", "neurons that learn a Gaussian mixture by births and deaths"),
     "SparseSpikes": (
         "sparse_spikes",
         "sparse deconvolution on the torus, a non-smooth particle gradient flow",

@@ -18,12 +18,13 @@ from torch import Tensor
 
 import mfsde
 from mfsde import Dirac, EmpiricalMeasure, Energy, Gaussian, MeanFieldLangevin, Noise, Stream, birth_death, noise
-from mfsde.birth_death import check, energy_rate, log_density, resolve
+from mfsde.birth_death import check, resolve
 from mfsde.clock import Clock
 from mfsde.euler import euler
 from mfsde.measure import Law
 from mfsde.model import Equation
 from mfsde.scenarios.mixture_birth_death import TARGET, GaussianMixture
+from mfsde.selection import energy_rate, log_density
 
 FLOAT64 = torch.float64
 REACTIONS = {name: getattr(birth_death, name) for name in birth_death.REACTIONS}
