@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .energy import gradient
-from .langevin import MeanFieldLangevin
+from .langevin import Confined, MeanFieldLangevin
 from .measure import EmpiricalMeasure, Gaussian, Law
 from .model import energy_of, scenario_name
 from .phase_space import half_dimension, law_of_positions
@@ -98,7 +97,7 @@ class Kinetic:
         return matrix.reshape((1,) * (x.ndim - 1) + (2 * d, d))
 
 
-class KineticLangevin(Kinetic):
+class KineticLangevin(Confined, Kinetic):
     """dX = V dt, dV = -(D_mF(m_X, X) + T ∇U(X) + γV) dt + σ dW, T = σ²/(2γ).
 
     A frozen dataclass that inherits it declares `gamma` > 0, `sigma`, `energy` (a cached_property, or a property,
@@ -113,17 +112,6 @@ class KineticLangevin(Kinetic):
     """
 
     energy: Any
-
-    def confinement(self, x: Tensor) -> Tensor:
-        """U(x), (..., N, d) -> (..., N)."""
-        raise TypeError(
-            f"{type(self).__name__} does not define confinement(x), the potential U of its reference law e^(-U); "
-            "write it as (..., N, d) -> (..., N), for instance 0.5 * x.square().sum(-1)."
-        )
-
-    def confinement_gradient(self, x: Tensor) -> Tensor:
-        """∇U(x), by automatic differentiation."""
-        return gradient(self.confinement, x)
 
     def force(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-(D_mF(mu, x) + T ∇U(x)), of positions and their law."""

@@ -14,7 +14,22 @@ from .selection import Selection
 from .tape import is_recording
 
 
-class MeanFieldLangevin(Selection):
+class Confined:
+    """A potential U of the reference law e^{-U}, written by who inherits it."""
+
+    def confinement(self, x: Tensor) -> Tensor:
+        """U(x), (..., N, d) -> (..., N)."""
+        raise TypeError(
+            f"{type(self).__name__} does not define confinement(x), the potential U of its reference law e^(-U); "
+            "write it as (..., N, d) -> (..., N), for instance 0.5 * x.square().sum(-1)."
+        )
+
+    def confinement_gradient(self, x: Tensor) -> Tensor:
+        """∇U(x), by automatic differentiation."""
+        return gradient(self.confinement, x)
+
+
+class MeanFieldLangevin(Confined, Selection):
     """dX = -(D_mF(m, X) + (σ²/2) ∇U(X)) dt + σ dW: the W₂ gradient flow of F(m) + (σ²/2) KL(m | e^{-U}).
 
     A frozen dataclass that inherits it declares `sigma`, `energy` (a cached_property, or a property, returning
@@ -28,17 +43,6 @@ class MeanFieldLangevin(Selection):
     sigma: Any
     energy: Any
     declares = ("sigma", "energy", "confinement")
-
-    def confinement(self, x: Tensor) -> Tensor:
-        """U(x), (..., N, d) -> (..., N)."""
-        raise TypeError(
-            f"{type(self).__name__} does not define confinement(x), the potential U of its reference law e^(-U); "
-            "write it as (..., N, d) -> (..., N), for instance 0.5 * x.square().sum(-1)."
-        )
-
-    def confinement_gradient(self, x: Tensor) -> Tensor:
-        """∇U(x), by automatic differentiation."""
-        return gradient(self.confinement, x)
 
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-(D_mF(mu, x) + (σ²/2) ∇U(x))."""

@@ -62,7 +62,7 @@ class CommonNoiseOU:
 
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-(κ + α) x + α m, written so that one pass over the particles is enough."""
-        return torch.sub(self.coupling * mu.mean(), x, alpha=self.kappa + self.coupling)
+        return self.coupling * mu.mean() - (self.kappa + self.coupling) * x
 
     def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float | Tensor:
         """σ, or σ C^{1/2} where components are correlated, (1, 1, d, d)."""

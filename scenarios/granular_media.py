@@ -51,7 +51,7 @@ class GranularMedia:
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-D_mF(mu, x), by hand."""
         force = _sorted_force(x, mu) if mu.dim == 1 else mu.convolve(_slope, x)
-        return torch.add(force, x, alpha=self.stiffness).neg_()
+        return -(force + self.stiffness * x)
 
     def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float:
         """σ."""

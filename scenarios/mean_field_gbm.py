@@ -54,11 +54,11 @@ class MeanFieldGBM:
 
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """The drift a x + b m."""
-        return torch.add(self.mean_growth * mu.mean(), x, alpha=self.growth)
+        return self.mean_growth * mu.mean() + self.growth * x
 
     def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """The volatility s x + c m, (..., N, 1)."""
-        return torch.add(self.mean_sigma * mu.mean(), x, alpha=self.sigma)
+        return self.mean_sigma * mu.mean() + self.sigma * x
 
     def initial(self) -> LogNormal:
         """The lognormal law of mean E X₀."""

@@ -58,7 +58,7 @@ class ReflectedInteraction:
 
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-D_mF(mu, x), by hand."""
-        return torch.sub(self.coupling * mu.mean(), x, alpha=self.coupling)
+        return self.coupling * (mu.mean() - x)
 
     def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float:
         """σ."""

@@ -22,9 +22,7 @@ FLOAT64 = torch.float64
 SCENARIOS = {name: getattr(mfsde.scenarios, name) for name in BUILT_IN}
 # Diffusions that are no number.
 FORMS = {
-    **dict.fromkeys(
-        ["KuramotoFrequencies", "MeanFieldGBM", "CuckerSmale", "TwoPopulations", "ConsensusBased"], "diagonal"
-    ),
+    **dict.fromkeys(["MeanFieldGBM", "CuckerSmale", "TwoPopulations", "ConsensusBased"], "diagonal"),
     **dict.fromkeys(["CorrelatedLinear", "KineticDoubleWell"], "general"),
 }
 every_scenario = pytest.mark.parametrize("cls", SCENARIOS.values(), ids=SCENARIOS)
