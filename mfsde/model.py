@@ -283,6 +283,7 @@ class Equation:
         scenario: the user's object.
         x: the initial state, (R, N, d), on the run's device.
         weights: (R, N) or None.
+        checks_drift: whether the drift is looked at; a method that samples never calls it, and it may be costly.
 
     `weights`, `parent` and `events` belong to the state: births and deaths change them beside x.
 
@@ -292,7 +293,7 @@ class Equation:
 
     """
 
-    def __init__(self, scenario: Any, x: Tensor, weights: Tensor | None = None) -> None:
+    def __init__(self, scenario: Any, x: Tensor, weights: Tensor | None = None, checks_drift: bool = True) -> None:
         self.name = scenario_name(scenario)
         self.scenario = scenario
         self.period = _period(scenario)
@@ -305,7 +306,7 @@ class Equation:
         # Of every particle, its ancestor at the last saved time; of every replica, the births since then.
         self.parent: Tensor | None = None
         self.events: Tensor | None = None
-        self._check(x)
+        self._check(x, checks_drift)
 
     def measure(self, x: Tensor) -> EmpiricalMeasure:
         """The empirical measure of a state."""
@@ -358,13 +359,14 @@ class Equation:
         """True when every diffusion is a number: no dependence on the state."""
         return self.forms == {"number"}
 
-    def _check(self, x: Tensor) -> None:
+    def _check(self, x: Tensor, checks_drift: bool) -> None:
         self._check_names()
         if self.period is not None:
             period_lengths(self.period, x.shape[-1])
         mu = self.measure(x)
         with torch.no_grad():
-            self._check_drift(x, mu)
+            if checks_drift:
+                self._check_drift(x, mu)
             sigma = unchanged(f"{self.name}.diffusion", x, lambda: self.diffusion(0.0, x, mu))
             self.n_channels, form = self._check_diffusion("diffusion", sigma, x)
             self.n_common, common = 0, form

@@ -211,7 +211,7 @@ class System:
         method = Method.of(settings.method, hasattr(moved, "birth_death_rate"))
         if method.reaction == "weights" and weights is None:
             weights = torch.full_like(x[..., 0], 1 / settings.n_particles)
-        equation = Equation(moved, x, weights)
+        equation = Equation(moved, x, weights, checks_drift=method.transport != "sgd")
         check_method(equation, method, x, (0.0, settings.horizon / 2))
         if method.reaction and method.reaction != "weights":
             equation.trace()
