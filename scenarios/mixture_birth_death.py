@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfsde import EmpiricalMeasure, Energy, Gaussian, Law, Observable
+from mfsde import EmpiricalMeasure, Energy, Gaussian, Law, Observable, Product, Uniform
 
 # Of the unit: N(x; y, 1/2).
 VARIANCE = 0.5
@@ -29,32 +30,6 @@ LOSS_OF_NONE = 0.5 * sum(
 def density(z: Tensor, variance: float) -> Tensor:
     """N(z; 0, variance)."""
     return torch.exp(z.square() * (-0.5 / variance)) / math.sqrt(2 * math.pi * variance)
-
-
-@dataclass(frozen=True)
-class Neurons(Law):
-    """Weights c ~ N(0, deviation²) and independent places y ~ U(-2, 2)."""
-
-    deviation: float
-
-    @property
-    def dim(self) -> int:
-        """2: (c, y)."""
-        return 2
-
-    def from_variates(self, z: Tensor) -> Tensor:
-        """(deviation·z_1, 4Φ(z_2) - 2)."""
-        return torch.stack([self.deviation * z[..., 0], 4 * torch.special.ndtr(z[..., 1]) - 2], dim=-1)
-
-    def as_measure(self) -> EmpiricalMeasure:
-        """Gauss-Hermite by Gauss-Legendre nodes, 32²."""
-        from numpy.polynomial import hermite_e, legendre
-
-        z, v = (torch.from_numpy(a) for a in hermite_e.hermegauss(32))
-        u, w = (torch.from_numpy(a) for a in legendre.leggauss(32))
-        return EmpiricalMeasure(
-            torch.cartesian_prod(self.deviation * z, 2 * u), torch.cartesian_prod(v / v.sum(), w / w.sum()).prod(-1)
-        )
 
 
 @dataclass(frozen=True)
@@ -94,9 +69,6 @@ class GaussianMixture:
             raise ValueError(f"initial_places = {self.initial_places!r}; expected 'uniform' or 'left'.")
         if not self.reinjection_rate >= 0:
             raise ValueError(f"reinjection_rate = {self.reinjection_rate}; expected a rate per unit time, >= 0.")
-        if self.reinjection_rate > 0:
-            # A scenario reinjects iff it has the method.
-            object.__setattr__(self, "reinjection", self._reinjection)
 
     @cached_property
     def energy(self) -> Energy:
@@ -121,10 +93,17 @@ class GaussianMixture:
         level = weighted_places(mu).convolve(lambda z: density(z[..., 0], 2 * VARIANCE), y) - self._target(y)
         return self.alpha * x[..., 0] * level
 
+    @property
+    def reinjection(self) -> Callable[[], tuple[float, Law]]:
+        """Rate and law of new neurons; an attribute only where the rate is positive."""
+        if self.reinjection_rate == 0:
+            raise AttributeError("reinjection_rate = 0: no neuron comes from outside.")
+        return lambda: (self.reinjection_rate, Gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 4.0]]))
+
     def initial(self) -> Law:
         """Independent weights and places."""
         if self.initial_places == "uniform":
-            return Neurons(self.initial_deviation)
+            return Product([Gaussian(0.0, self.initial_deviation**2), Uniform(-2.0, 2.0)])
         return Gaussian([0.0, -2.0], [[self.initial_deviation**2, 0.0], [0.0, 0.01]])
 
     def observables(self) -> tuple[Observable, ...]:
@@ -134,9 +113,6 @@ class GaussianMixture:
     def suggested(self) -> dict[str, Any]:
         """The source's n = 200."""
         return {"n_particles": 200, "n_replicas": 8, "horizon": 100.0, "dt": 0.1, "seed": 0, "save_every": 20}
-
-    def _reinjection(self) -> tuple[float, Law]:
-        return self.reinjection_rate, Gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 4.0]])
 
     def _loss(self, mu: EmpiricalMeasure) -> Tensor:
         places, y = weighted_places(mu), mu.points[..., 1:]
