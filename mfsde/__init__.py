@@ -31,7 +31,7 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 # Modules that are used by their own name.
-_MODULES = {"model", "limit", "multilevel", "regularisers", "homogeneous", "scenarios", "analysis"}
+_MODULES = {"model", "limit", "multilevel", "regularisers", "convex_sets", "homogeneous", "scenarios", "analysis"}
 
 __all__ = sorted(_HOME)
 
