@@ -21,7 +21,8 @@ ORDER = [
     *("homogeneous", "nonlinear_process", "model", "selection", "langevin", "kinetic"),
     *("_noise_numpy", "_noise_torch", "_noise_triton", "noise", "clock", "diffusion", "euler"),
     *("forward_backward", "runge_kutta", "draws", "sgd", "splitting", "birth_death", "methods", "solver"),
-    *("observables", "gradient_flow", "provenance", "store", "settings", "progress", "run", "multilevel", "family"),
+    *("observables", "gradient_flow", "provenance", "store", "settings", "progress", "run"),
+    *("halves", "levels", "multilevel", "family"),
     *("parameters", "differentiability", "replay", "sensitivity", "calibration", "cli"),
 ]
 
