@@ -15,7 +15,7 @@ _HOMES = {
     "kinetic": ("Kinetic", "KineticLangevin"),
     "energy": ("Energy", "interaction", "potential"),
     "network": ("Neuron", "risk"),
-    "model": ("decoupled",),
+    "nonlinear_process": ("decoupled",),
     "langevin": ("MeanFieldLangevin",),
     "noise": ("Noise", "Stream"),
     "draws": ("Draws",),
@@ -30,6 +30,8 @@ _HOMES = {
     "family": ("GradientFlowOf", "KineticOf", "LangevinOf", "SampledOf", "compare", "members"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
+# Modules that are used by their own name.
+_MODULES = {"model", "limit", "multilevel", "regularisers", "convex_sets", "homogeneous", "scenarios", "analysis"}
 
 __all__ = sorted(_HOME)
 
@@ -57,11 +59,11 @@ if TYPE_CHECKING:
     from .measure import Law as Law
     from .measure import Mixture as Mixture
     from .measure import Uniform as Uniform
-    from .model import decoupled as decoupled
     from .network import Neuron as Neuron
     from .network import risk as risk
     from .noise import Noise as Noise
     from .noise import Stream as Stream
+    from .nonlinear_process import decoupled as decoupled
     from .observables import Observable as Observable
     from .product import Product as Product
     from .run import resume as resume
@@ -80,7 +82,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f".{_HOME[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name in _HOMES or name in {"limit", "multilevel", "regularisers", "homogeneous", "scenarios", "analysis"}:
+    if name in _HOMES or name in _MODULES:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module 'mfsde' has no attribute {name!r}")
 

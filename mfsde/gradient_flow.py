@@ -24,8 +24,8 @@ class GradientFlow(Selection):
 
     A frozen dataclass that inherits it declares `energy` (a cached_property, or a property, returning an
     `mfsde.Energy`; a function of the measure only), where there is one `regulariser` (an object of
-    `mfsde.regularisers`, weight included), and `initial()`. A hand-written `smooth_drift` is welcome where it is
-    faster.
+    `mfsde.regularisers`, weight included, or of `mfsde.convex_sets`), and `initial()`. A hand-written `smooth_drift` is
+    welcome where it is faster.
 
     Where V has kinks or a domain, run it with method="proximal": its steps land on the kinks and stay there. A smooth
     flow may also take "dopri5", to the precision of the dtype. With a domain, `project` is its projection.

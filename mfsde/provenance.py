@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .model import Decoupled, fields, scenario_name
+from .model import fields, scenario_name
+from .nonlinear_process import Decoupled
 
 # Modules made by `load_file` are named by this and a digest of their path.
 FROM_FILE = "mfsde_file_"
@@ -44,7 +45,7 @@ class CannotRebuild(TypeError):
 
 def describe(scenario: Any) -> dict[str, Any]:
     """Name, import path (None if there is none), parameters and source digest of a scenario."""
-    inner = scenario._scenario if isinstance(scenario, Decoupled) else scenario
+    inner = scenario.scenario if isinstance(scenario, Decoupled) else scenario
     parameters = {name: encode(value) for name, value in fields(scenario).items()}
     described: dict[str, Any] = {
         "scenario": scenario_name(scenario),

@@ -7,9 +7,9 @@ Each is a small frozen dataclass with its weight λ included and three methods, 
     project_subgradient(x, v)   the point of the subdifferential ∂V(x) nearest to v, (..., N, d).
 
 A velocity ṽ less the last one is the velocity of minimal norm. `components` chooses what a regulariser acts on; the
-rest of x is left alone. `V + W` acts on disjoint components. Sets are indicators: 0 inside, infinite outside, their
-proximal map the projection, their subdifferential the normal cone. A regulariser of one's own is a frozen dataclass
-that inherits `Regulariser`; V is to be semiconvex, and ∂V is its Fréchet subdifferential.
+rest of x is left alone. `V + W` acts on disjoint components. Indicators of sets are in `convex_sets`. A regulariser of
+one's own is a frozen dataclass that inherits `Regulariser`; V is to be semiconvex, and ∂V is its Fréchet
+subdifferential.
 
 Source: Parikh, Boyd, Proximal algorithms (2014), sections 2 and 6; Chizat, Bach, On the global convergence of gradient
 descent for over-parameterized models using optimal transport (2018), proposition 2.3.
@@ -27,9 +27,6 @@ import torch
 from torch import Tensor
 
 Components = tuple[int, ...] | None
-
-# Distances within which a point counts as being on a curved or oblique wall, in roundings of the numbers involved.
-ROUNDINGS = 16
 
 
 class Regulariser(abc.ABC):
@@ -89,17 +86,17 @@ class L1(Regulariser):
 
     def __post_init__(self) -> None:
         _check_weight(self)
-        _check_components(self)
+        check_components(self)
 
     def value(self, x: Tensor) -> Tensor:
         """λ Σ|x_k|."""
-        return self.weight * _chosen(x, self.components).abs().sum(-1)
+        return self.weight * chosen(x, self.components).abs().sum(-1)
 
     def prox(self, x: Tensor, h: float) -> Tensor:
         """The soft threshold: every |x_k| less hλ, exactly 0 below it."""
-        c = _scaled(h, self.weight)
+        c = scaled(h, self.weight)
         # A difference of equal numbers is exactly 0, and NaN stays NaN.
-        return _changed(x, self.components, lambda y: y - y.clamp(-c, c))
+        return changed(x, self.components, lambda y: y - y.clamp(-c, c))
 
     def project_subgradient(self, x: Tensor, v: Tensor) -> Tensor:
         """λ sign(x_k), and at 0 what [-λ, λ] holds nearest to v_k."""
@@ -107,7 +104,7 @@ class L1(Regulariser):
         def nearest(y: Tensor, w: Tensor) -> Tensor:
             return torch.where(y == 0, w.clamp(-self.weight, self.weight), self.weight * y.sign())
 
-        return _of_the_chosen(x, v, self.components, nearest)
+        return of_the_chosen(x, v, self.components, nearest)
 
 
 @dataclass(frozen=True)
@@ -139,19 +136,19 @@ class GroupNorm(Regulariser):
 
     def value(self, x: Tensor) -> Tensor:
         """λ Σ|x_g|."""
-        norms = [_chosen(x, group).norm(dim=-1) for group in self._groups]
+        norms = [chosen(x, group).norm(dim=-1) for group in self._groups]
         return self.weight * torch.stack(norms).sum(0)
 
     def prox(self, x: Tensor, h: float) -> Tensor:
         """Every |x_g| less hλ, exactly 0 below it."""
-        c = _scaled(h, self.weight)
+        c = scaled(h, self.weight)
 
         def shrunk(y: Tensor) -> Tensor:
             r = y.norm(dim=-1, keepdim=True)
             return _resized(y, r, r - r.clamp(max=c))
 
         for group in self._groups:
-            x = _changed(x, group, shrunk)
+            x = changed(x, group, shrunk)
         return x
 
     def project_subgradient(self, x: Tensor, v: Tensor) -> Tensor:
@@ -160,7 +157,7 @@ class GroupNorm(Regulariser):
         def nearest(y: Tensor, w: Tensor) -> Tensor:
             return _norm_subgradient(y, w, y.new_full((1,), self.weight))
 
-        parts = [_of_the_chosen(x, v, group, nearest) for group in self._groups]
+        parts = [of_the_chosen(x, v, group, nearest) for group in self._groups]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
     @property
@@ -184,19 +181,19 @@ class SquaredNorm(Regulariser):
 
     def __post_init__(self) -> None:
         _check_weight(self)
-        _check_components(self)
+        check_components(self)
 
     def value(self, x: Tensor) -> Tensor:
         """λ|x|²."""
-        return self.weight * _chosen(x, self.components).square().sum(-1)
+        return self.weight * chosen(x, self.components).square().sum(-1)
 
     def prox(self, x: Tensor, h: float) -> Tensor:
         """The point x/(1 + 2hλ)."""
-        return _changed(x, self.components, lambda y: y / (1 + 2 * _scaled(h, self.weight)))
+        return changed(x, self.components, lambda y: y / (1 + 2 * scaled(h, self.weight)))
 
     def project_subgradient(self, x: Tensor, v: Tensor) -> Tensor:
         """The gradient 2λx, whatever v."""
-        return _of_the_chosen(x, v, self.components, lambda y, w: 2 * self.weight * y)
+        return of_the_chosen(x, v, self.components, lambda y, w: 2 * self.weight * y)
 
 
 @dataclass(frozen=True)
@@ -240,20 +237,20 @@ class PathNorm(Regulariser):
 
     def value(self, x: Tensor) -> Tensor:
         """λ|w||θ|."""
-        w, theta = (_chosen(x, part) for part in self._both(x))
+        w, theta = (chosen(x, part) for part in self._both(x))
         product: Tensor = w.norm(dim=-1) * theta.norm(dim=-1)
         return self.weight * product
 
     def prox(self, x: Tensor, h: float) -> Tensor:
         """As above.    ValueError for hλ >= 1."""
-        c = _scaled(h, self.weight)
+        c = scaled(h, self.weight)
         if c >= 1:
             raise ValueError(
                 f"PathNorm: the proximal map of {self.weight:g}·|w||θ| does not exist for the step h = {h:g}: "
                 f"½|y - x|² + hV(y) is convex for h < 1/weight = {1 / self.weight:.6g} only. Use a smaller dt."
             )
         outer, inner = self._both(x)
-        a, b = _chosen(x, outer), _chosen(x, inner)
+        a, b = chosen(x, outer), chosen(x, inner)
         r, s = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
         both = 1 / (1 - c * c)
         w = torch.where(s <= c * r, r, ((r - c * s) * both).clamp(min=0))
@@ -263,10 +260,10 @@ class PathNorm(Regulariser):
     def project_subgradient(self, x: Tensor, v: Tensor) -> Tensor:
         """λ(|θ|w/|w|, |w|θ/|θ|); where one part is 0, what the ball of radius λ|the other| holds nearest to its v."""
         outer, inner = self._both(x)
-        w, theta = _chosen(x, outer), _chosen(x, inner)
+        w, theta = chosen(x, outer), chosen(x, inner)
         radii = (self.weight * part.norm(dim=-1, keepdim=True) for part in (theta, w))
-        near_w = _norm_subgradient(w, _chosen(v, outer), next(radii))
-        near_theta = _norm_subgradient(theta, _chosen(v, inner), next(radii))
+        near_w = _norm_subgradient(w, chosen(v, outer), next(radii))
+        near_theta = _norm_subgradient(theta, chosen(v, inner), next(radii))
         return _placed(_placed(torch.zeros_like(x), outer, near_w), inner, near_theta)
 
     def _both(self, x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -277,241 +274,6 @@ class PathNorm(Regulariser):
                 "left for θ."
             )
         return self.outer, inner
-
-
-class ConvexSet(Regulariser):
-    """The indicator of a closed convex set: 0 inside, infinite outside."""
-
-    @property
-    def has_domain(self) -> bool:
-        """It is one."""
-        return True
-
-    def prox(self, x: Tensor, h: float) -> Tensor:
-        """The projection, whatever h."""
-        _scaled(h, 1.0)
-        return self.project(x)
-
-    @abc.abstractmethod
-    def project(self, x: Tensor) -> Tensor:
-        """The nearest point of the set.    (..., N, d)."""
-
-
-@dataclass(frozen=True)
-class Box(ConvexSet):
-    """{low <= x_k <= high}.
-
-    Args:
-        low: a number, or one for each chosen component; -inf for none.
-        high: as low; inf for none.
-        components: which; all when None.
-
-    """
-
-    low: float | tuple[float, ...] = -math.inf
-    high: float | tuple[float, ...] = math.inf
-    components: Components = None
-
-    def __post_init__(self) -> None:
-        _check_components(self)
-        for low, high in _pairs(self.low, self.high):
-            if not low <= high or low == math.inf or high == -math.inf:
-                raise ValueError(f"Box: low = {self.low}, high = {self.high}; expected low <= high.")
-
-    def value(self, x: Tensor) -> Tensor:
-        """0 inside, infinite outside."""
-        y = _chosen(x, self.components)
-        low, high = self._bounds(y)
-        return _indicator(((y >= low) & (y <= high)).all(-1), x)
-
-    def project(self, x: Tensor) -> Tensor:
-        """Clamped."""
-        return _changed(x, self.components, lambda y: torch.clamp(y, *self._bounds(y)))
-
-    def project_subgradient(self, x: Tensor, v: Tensor) -> Tensor:
-        """On a face, the part of v that points out of it."""
-
-        def nearest(y: Tensor, w: Tensor) -> Tensor:
-            low, high = self._bounds(y)
-            return torch.where(y <= low, w.clamp(max=0), 0.0) + torch.where(y >= high, w.clamp(min=0), 0.0)
-
-        return _of_the_chosen(x, v, self.components, nearest)
-
-    def _bounds(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        try:
-            low, high = (y.new_tensor(bound).expand(y.shape[-1]) for bound in (self.low, self.high))
-        except RuntimeError:
-            raise ValueError(
-                f"Box: low = {self.low}, high = {self.high} do not fit {y.shape[-1]} components; expected a number, or "
-                "one for each."
-            ) from None
-        return low, high
-
-
-@dataclass(frozen=True)
-class Ball(ConvexSet):
-    """{|x - centre| <= radius}.
-
-    Args:
-        radius: r > 0.
-        centre: a number, or one for each chosen component.
-        components: which; all when None.
-
-    """
-
-    radius: float
-    centre: float | tuple[float, ...] = 0.0
-    components: Components = None
-
-    def __post_init__(self) -> None:
-        _check_components(self)
-        if not (math.isfinite(self.radius) and self.radius > 0):
-            raise ValueError(f"Ball: radius = {self.radius}; expected a positive number.")
-        if not all(math.isfinite(c) for c in _listed(self.centre)):
-            raise ValueError(f"Ball: centre = {self.centre}; expected finite numbers.")
-
-    def value(self, x: Tensor) -> Tensor:
-        """0 inside and within rounding of the sphere, infinite outside."""
-        y = self._from_centre(_chosen(x, self.components))
-        return _indicator(y.norm(dim=-1) <= self.radius + self._rounding(y), x)
-
-    def project(self, x: Tensor) -> Tensor:
-        """Pulled to the sphere along its radius."""
-
-        def nearest(y: Tensor) -> Tensor:
-            z = self._from_centre(y)
-            r = z.norm(dim=-1, keepdim=True)
-            return torch.where(r > self.radius, y - z + z * (self.radius / r), y)
-
-        return _changed(x, self.components, nearest)
-
-    def project_subgradient(self, x: Tensor, v: Tensor) -> Tensor:
-        """On the sphere, the outward part of v along the radius."""
-
-        def nearest(y: Tensor, w: Tensor) -> Tensor:
-            z = self._from_centre(y)
-            r = z.norm(dim=-1, keepdim=True)
-            normal = z / r.clamp(min=torch.finfo(z.dtype).tiny)
-            outward = (w * normal).sum(-1, keepdim=True).clamp(min=0) * normal
-            return torch.where(r >= self.radius - self._rounding(z), outward, 0.0)
-
-        return _of_the_chosen(x, v, self.components, nearest)
-
-    def _from_centre(self, y: Tensor) -> Tensor:
-        centre = _listed(self.centre)
-        if len(centre) not in (1, y.shape[-1]):
-            raise ValueError(
-                f"Ball: centre = {self.centre} does not fit {y.shape[-1]} components; expected a number, or one each."
-            )
-        return y - y.new_tensor(centre)
-
-    def _rounding(self, y: Tensor) -> float:
-        return ROUNDINGS * torch.finfo(y.dtype).eps * (self.radius + math.hypot(*_listed(self.centre)))
-
-
-@dataclass(frozen=True)
-class HalfSpace(ConvexSet):
-    """{⟨normal, x⟩ <= offset}.
-
-    Args:
-        normal: n ≠ 0, one number for each chosen component.
-        offset: b.
-        components: which; all when None.
-
-    """
-
-    normal: tuple[float, ...]
-    offset: float = 0.0
-    components: Components = None
-
-    def __post_init__(self) -> None:
-        _check_components(self)
-        length = math.hypot(*self.normal)
-        if not (math.isfinite(length) and length > 0 and math.isfinite(self.offset)):
-            raise ValueError(
-                f"HalfSpace: normal = {self.normal}, offset = {self.offset}; expected finite numbers, not all of the "
-                "normal's zero."
-            )
-
-    def value(self, x: Tensor) -> Tensor:
-        """0 inside and within rounding of the wall, infinite outside."""
-        y = _chosen(x, self.components)
-        return _indicator((self._excess(y) <= self._rounding(y)).squeeze(-1), x)
-
-    def project(self, x: Tensor) -> Tensor:
-        """Moved to the wall along the normal."""
-        return _changed(x, self.components, lambda y: y - self._excess(y).clamp(min=0) * self._unit(y))
-
-    def project_subgradient(self, x: Tensor, v: Tensor) -> Tensor:
-        """On the wall, the outward part of v along the normal."""
-
-        def nearest(y: Tensor, w: Tensor) -> Tensor:
-            unit = self._unit(y)
-            outward = (w * unit).sum(-1, keepdim=True).clamp(min=0) * unit
-            return torch.where(self._excess(y) >= -self._rounding(y), outward, 0.0)
-
-        return _of_the_chosen(x, v, self.components, nearest)
-
-    def _unit(self, y: Tensor) -> Tensor:
-        if len(self.normal) != y.shape[-1]:
-            raise ValueError(f"HalfSpace: normal = {self.normal} does not fit {y.shape[-1]} components.")
-        return y.new_tensor(self.normal) / math.hypot(*self.normal)
-
-    def _excess(self, y: Tensor) -> Tensor:
-        """Signed distance beyond the wall, (..., N, 1)."""
-        return (y * self._unit(y)).sum(-1, keepdim=True) - self.offset / math.hypot(*self.normal)
-
-    def _rounding(self, y: Tensor) -> Tensor:
-        size: Tensor = y.norm(dim=-1, keepdim=True) + abs(self.offset) / math.hypot(*self.normal)
-        return size * (ROUNDINGS * torch.finfo(y.dtype).eps)
-
-
-@dataclass(frozen=True)
-class Simplex(ConvexSet):
-    """{x_k >= 0, Σ x_k = total} over the chosen components.
-
-    Args:
-        total: > 0.
-        components: which; all when None.
-
-    Source: Held, Wolfe, Crowder, Validation of subgradient optimization (1974), for the projection by sorting.
-
-    """
-
-    total: float = 1.0
-    components: Components = None
-
-    def __post_init__(self) -> None:
-        _check_components(self)
-        if not (math.isfinite(self.total) and self.total > 0):
-            raise ValueError(f"Simplex: total = {self.total}; expected a positive number.")
-
-    def value(self, x: Tensor) -> Tensor:
-        """0 on it within rounding, infinite elsewhere."""
-        y = _chosen(x, self.components)
-        rounding = ROUNDINGS * torch.finfo(y.dtype).eps * self.total
-        return _indicator((y >= 0).all(-1) & ((y.sum(-1) - self.total).abs() <= rounding), x)
-
-    def project(self, x: Tensor) -> Tensor:
-        """max(x - c, 0), c such that the sum is right."""
-
-        def nearest(y: Tensor) -> Tensor:
-            # Only what is near the largest component counts: seen from it, numbers of any size keep their digits.
-            below = y - y.amax(-1, keepdim=True)
-            z = _levelled(below, torch.zeros_like(y, dtype=torch.bool), self.total).clamp(min=0)
-            return z * (self.total / z.sum(-1, keepdim=True))
-
-        return _changed(x, self.components, nearest)
-
-    def project_subgradient(self, x: Tensor, v: Tensor) -> Tensor:
-        """What v has beyond its projection on {Σ u_k = 0, u_k >= 0 where x_k = 0}, the directions that stay."""
-
-        def nearest(y: Tensor, w: Tensor) -> Tensor:
-            free = y > 0
-            u = _levelled(w, free, 0.0)
-            return w - torch.where(free, u, u.clamp(min=0))
-
-        return _of_the_chosen(x, v, self.components, nearest)
 
 
 @dataclass(frozen=True)
@@ -592,7 +354,8 @@ def _index(x: Tensor, components: tuple[int, ...]) -> slice | list[int]:
     return slice(first, last + 1) if consecutive else list(components)
 
 
-def _chosen(x: Tensor, components: Components) -> Tensor:
+def chosen(x: Tensor, components: Components) -> Tensor:
+    """The chosen components of the points x.    (..., N, d) -> (..., N, k)."""
     return x if components is None else x[..., _index(x, components)]
 
 
@@ -605,13 +368,14 @@ def _placed(x: Tensor, components: Components, part: Tensor) -> Tensor:
     return y
 
 
-def _changed(x: Tensor, components: Components, change: Callable[[Tensor], Tensor]) -> Tensor:
-    return _placed(x, components, change(_chosen(x, components)))
+def changed(x: Tensor, components: Components, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """The points x with the chosen components changed, and all others left alone."""
+    return _placed(x, components, change(chosen(x, components)))
 
 
-def _of_the_chosen(x: Tensor, v: Tensor, components: Components, nearest: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def of_the_chosen(x: Tensor, v: Tensor, components: Components, nearest: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """A subgradient: of the chosen components, and 0 for all others."""
-    found = nearest(_chosen(x, components), _chosen(v, components))
+    found = nearest(chosen(x, components), chosen(v, components))
     return found if components is None else _placed(torch.zeros_like(x), components, found)
 
 
@@ -628,38 +392,11 @@ def _norm_subgradient(y: Tensor, v: Tensor, radius: Tensor) -> Tensor:
     return torch.where(norm > 0, y * (radius / norm), held)
 
 
-def _levelled(v: Tensor, free: Tensor, total: float) -> Tensor:
-    """V - c, where Σ over the free of (v - c) and over the others of max(v - c, 0) is the total.    (..., N, k)."""
-    # The free first, then the others from the largest on: those that count are a prefix.
-    order = torch.where(free, math.inf, v).argsort(dim=-1, descending=True, stable=True)
-    sorted_v, sorted_free = v.gather(-1, order), free.gather(-1, order)
-    count = torch.arange(1, v.shape[-1] + 1, dtype=v.dtype, device=v.device)
-    level = (sorted_v.cumsum(-1) - total) / count
-    last = ((sorted_v > level) | sorted_free).sum(-1, keepdim=True).clamp(min=1) - 1
-    return v - level.gather(-1, last)
-
-
-def _indicator(inside: Tensor, x: Tensor) -> Tensor:
-    return torch.where(inside, x.new_zeros(()), x.new_full((), math.inf))
-
-
-def _scaled(h: float, weight: float) -> float:
+def scaled(h: float, weight: float) -> float:
     """h·λ.    ValueError unless h >= 0."""
     if not h >= 0:
         raise ValueError(f"prox: the step h is {h}; expected h >= 0.")
     return h * weight
-
-
-def _listed(value: float | tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-def _pairs(low: float | tuple[float, ...], high: float | tuple[float, ...]) -> list[tuple[float, float]]:
-    lows, highs = _listed(low), _listed(high)
-    n = max(len(lows), len(highs))
-    if not {len(lows), len(highs)} <= {1, n}:
-        raise ValueError(f"Box: low = {low} and high = {high} have different numbers of components.")
-    return list(zip(lows * (n // len(lows)), highs * (n // len(highs)), strict=True))
 
 
 def _check_weight(v: L1 | GroupNorm | SquaredNorm | PathNorm) -> None:
@@ -667,9 +404,10 @@ def _check_weight(v: L1 | GroupNorm | SquaredNorm | PathNorm) -> None:
         raise ValueError(f"{type(v).__name__}: weight = {v.weight}; expected a number >= 0.")
 
 
-def _check_components(v: L1 | SquaredNorm | Box | Ball | HalfSpace | Simplex) -> None:
-    if v.components is not None:
-        _checked_components(v.components, f"{type(v).__name__}: components")
+def check_components(v: Regulariser) -> None:
+    """Refuses components that are no tuple of different whole numbers."""
+    if v.used is not None:
+        _checked_components(v.used, f"{type(v).__name__}: components")
 
 
 def _checked_components(components: tuple[int, ...], name: str) -> None:

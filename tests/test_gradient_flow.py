@@ -19,13 +19,14 @@ from torch import Tensor
 import mfsde
 from mfsde import EmpiricalMeasure
 from mfsde.clock import Clock
+from mfsde.convex_sets import Ball, Box, Simplex
 from mfsde.forward_backward import check_proximal
 from mfsde.forward_backward import proximal as proximal_step
 from mfsde.gradient_flow import GradientFlow
 from mfsde.limit import characteristics
 from mfsde.model import Equation
 from mfsde.noise import Noise
-from mfsde.regularisers import L1, Ball, Box, GroupNorm, PathNorm, Regulariser, Simplex, SquaredNorm
+from mfsde.regularisers import L1, GroupNorm, PathNorm, Regulariser, SquaredNorm
 from mfsde.runge_kutta import TOLERANCES, check_dopri5, dopri5
 
 DOUBLE = torch.float64

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import mfsde
-from mfsde import multilevel
+from mfsde import halves
+from mfsde.halves import Problem
 from mfsde.multilevel import ToleranceNotReached, cost_table, estimate, plain
 from mfsde.noise import Noise
 from mfsde.scenarios import DoubleWell, MeanFieldOU
@@ -38,9 +39,9 @@ def curved_truth(scenario: MeanFieldOU, t: float) -> float:
     return math.sin(2 * m) + v + m * m
 
 
-def problem(scenario: Any = OU, functional: Any = curved, **settings: Any) -> multilevel._Problem:
+def problem(scenario: Any = OU, functional: Any = curved, **settings: Any) -> Problem:
     chosen = {**COARSE, "seed": 7, "interaction": "mean", "device": "cpu", "dtype": torch.float64, **settings}
-    return multilevel._Problem.checked(scenario, functional, **chosen)
+    return Problem.checked(scenario, functional, **chosen)
 
 
 # Equations ------------------------------------------------------------------------------------------------------------
@@ -154,12 +155,12 @@ def test_the_sum_telescopes_on_one_path() -> None:
     np.testing.assert_allclose(total, p.ends(top, top, 0, 5)[:, 0], rtol=0, atol=1e-15)
     # A level's coarse part is what the level below computes: same function, same path.
     pair = p.samples(top, 0, 5).values
-    offset = top * multilevel.SAMPLES
+    offset = top * halves.SAMPLES
     assert np.array_equal(pair[:, 0], p.ends(top, top, offset, 5)[:, 0])
     assert np.array_equal(pair[:, 1], p.ends(top - 1, top, offset, 5).mean(1))
 
 
-def same_law(p: multilevel._Problem, level: int, coarse: multilevel._Problem) -> float:
+def same_law(p: Problem, level: int, coarse: Problem) -> float:
     """Fine part of a level against the coarse part of the next one: independent samples; |z|."""
     a = p.samples(level, 0, 3000).values[:, 0]
     b = coarse.samples(level + 1, 0, 1500).values[:, 1]
@@ -179,14 +180,14 @@ def test_samples_depend_on_their_key_only(monkeypatch: pytest.MonkeyPatch) -> No
     whole = p.samples(1, 0, 40).values
     assert np.array_equal(p.samples(1, 13, 9).values, whole[13:22])
     assert not np.isin(p.samples(2, 0, 40).values, whole).any()
-    monkeypatch.setattr(multilevel, "BATCH", 200)
+    monkeypatch.setattr(halves, "BATCH", 200)
     assert np.array_equal(p.samples(1, 0, 40).values, whole)
 
 
 # Rates ----------------------------------------------------------------------------------------------------------------
 
 
-def variances(p: multilevel._Problem, coupled: bool, count: int = 400) -> tuple[np.ndarray, float]:
+def variances(p: Problem, coupled: bool, count: int = 400) -> tuple[np.ndarray, float]:
     """Var[P_ℓ - P̂_{ℓ-1}] for ℓ = 1, ..., 4, and the standard error of the rate β fitted to it."""
     found = []
     for level in range(1, 5):

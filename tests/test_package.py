@@ -17,11 +17,12 @@ ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # A file imports only from files to its left. `limit` and the command line stand beside this line.
 ORDER = [
-    *("tape", "measure", "product", "phase_space", "energy", "network", "regularisers", "homogeneous", "model"),
-    *("selection", "langevin", "kinetic"),
+    *("tape", "measure", "product", "phase_space", "energy", "network", "regularisers", "convex_sets"),
+    *("homogeneous", "nonlinear_process", "model", "selection", "langevin", "kinetic"),
     *("_noise_numpy", "_noise_torch", "_noise_triton", "noise", "clock", "diffusion", "euler"),
     *("forward_backward", "runge_kutta", "draws", "sgd", "splitting", "birth_death", "methods", "solver"),
-    *("observables", "gradient_flow", "provenance", "store", "settings", "progress", "run", "multilevel", "family"),
+    *("observables", "gradient_flow", "provenance", "store", "settings", "progress", "run"),
+    *("halves", "levels", "multilevel", "family"),
     *("parameters", "differentiability", "replay", "sensitivity", "calibration", "cli"),
 ]
 

@@ -13,19 +13,9 @@ import torch
 from scipy.optimize import LinearConstraint, NonlinearConstraint, minimize, nnls
 from torch import Tensor
 
+from mfsde.convex_sets import Ball, Box, HalfSpace, Simplex
 from mfsde.provenance import decode, encode
-from mfsde.regularisers import (
-    L1,
-    Ball,
-    Box,
-    GroupNorm,
-    HalfSpace,
-    PathNorm,
-    Regulariser,
-    Separable,
-    Simplex,
-    SquaredNorm,
-)
+from mfsde.regularisers import L1, GroupNorm, PathNorm, Regulariser, Separable, SquaredNorm
 
 DOUBLE = torch.float64
 

@@ -239,7 +239,7 @@ def test_gradients_are_difference_quotients_and_values_those_of_the_run(name):
     settings = {**SETTINGS, **extra}
     found = differentiate(second_moment, scenario, names, **settings)
     assert np.array_equal(found["value"], value(scenario, **settings))
-    changed = scenario._scenario if name == "decoupled" else scenario
+    changed = scenario.scenario if name == "decoupled" else scenario
 
     def mean(case: Any) -> float:
         case = mfsde.decoupled(case, scenario.law) if name == "decoupled" else case
