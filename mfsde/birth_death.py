@@ -31,9 +31,10 @@ import math
 import torch
 from torch import Tensor
 
-from .measure import Law, blocked_sum
+from .measure import Law, blocked_sum, shortest
 from .model import Equation
 from .noise import Noise, Stream, assign_
+from .nonlinear_process import Decoupled
 
 FLOAT64 = torch.float64
 
@@ -45,6 +46,9 @@ MAX_RING = 1.0
 
 # Events in a step and particle from which on `clocks` would not end.
 MAX_TURNOVER = 1000.0
+
+# Draws by which a law of reinjection is held against the domain.
+PROBES = 512
 
 # Events of `clocks` whose draws are made at once.
 DRAWN = 64
@@ -135,13 +139,13 @@ def clocks(equation: Equation, t: float, h: float, noise: Noise, step: int, x: T
         active = elapsed <= h
         if not bool(active.any()):
             return count
-        count += active
         chosen = which * total
         ringer = torch.searchsorted(reached, chosen.unsqueeze(-1), right=True).squeeze(-1).clamp(max=n_particles - 1)
         partner = _others(other, ringer, n_particles)
         dies = signed.gather(-1, ringer.unsqueeze(-1)).squeeze(-1) > 0
         target, source = torch.where(dies, ringer, partner), torch.where(dies, partner, ringer)
         jump = active & (chosen < ringing)
+        count += jump
         _assign(equation, x, (first + target)[jump], (first + source)[jump])
         if law is not None and bool((fresh := active & (chosen >= ringing)).any()):
             replaced = ((chosen - ringing) / inflow).long().clamp(max=n_particles - 1)
@@ -188,7 +192,7 @@ def check(equation: Equation, reaction: str) -> None:
         ValueError: unknown, a single particle, jumps of weighted particles, or a reinjection that is none.
 
     """
-    n_particles, dim = equation.shape[1:]
+    n_particles = equation.shape[1]
     if reaction not in REACTIONS:
         raise ValueError(f"unknown reaction {reaction!r}; expected one of {', '.join(REACTIONS)}.")
     if n_particles < 2 and reaction != "weights":
@@ -203,8 +207,13 @@ def check(equation: Equation, reaction: str) -> None:
             f"{equation.name}: {reaction!r} copies particles, and copies of weighted ones would not conserve mass; "
             'use the reaction "weights" (method="euler+weights"), or start from particles without weights.'
         )
+    if reaction != "weights" and isinstance(equation.scenario, Decoupled) and equation.has_birth_death:
+        raise ValueError(
+            f"{equation.name}: particles that copy one another are no independent copies of the nonlinear process; use "
+            'the reaction "weights" (method="euler+weights"), in which none is copied.'
+        )
     if equation.reinjection is not None:
-        _check_reinjection(equation.name, *equation.reinjection, dim)
+        _check_reinjection(equation, *equation.reinjection)
 
 
 def resolve(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -346,7 +355,8 @@ def _replace(equation: Equation, x: Tensor, slot: Tensor, drawn: Tensor) -> None
         equation.parent.view(-1)[slot] = -1
 
 
-def _check_reinjection(name: str, rate: float, law: Law, dim: int) -> None:
+def _check_reinjection(equation: Equation, rate: float, law: Law) -> None:
+    name, dim = equation.name, equation.shape[-1]
     if not 0 <= float(rate) < math.inf:
         raise ValueError(f"{name}.reinjection gives the rate {rate}; expected a finite rate per unit time, >= 0.")
     if not isinstance(law, Law) or law.dim != dim:
@@ -354,6 +364,16 @@ def _check_reinjection(name: str, rate: float, law: Law, dim: int) -> None:
         raise ValueError(
             f"{name}.reinjection gives {told}; expected (rate, law), the law one of mfsde's in dimension {dim}."
         )
+    if equation.has_projection:
+        z = Noise(0).normals(0, (1, PROBES, law.n_variates), stream=Stream.REINJECTION, dtype=FLOAT64)
+        x = law.from_variates(z).to(equation.device)
+        moved = shortest(equation.project(0.0, x.clone()) - x, equation.period).abs().amax(-1)
+        outside = moved > 1e-6 * (1 + x.abs().amax(-1))
+        if bool(outside.any()):
+            raise ValueError(
+                f"{name}.reinjection draws from a law of which {float(outside.double().mean()):.1%} lies outside the "
+                "domain that `project` keeps particles in; expected a law on the domain."
+            )
 
 
 def _check_mass(name: str, t: float, w: Tensor) -> None:

@@ -25,7 +25,7 @@ from .energy import Energy
 from .gradient_flow import GradientFlow
 from .kinetic import KineticLangevin
 from .langevin import MeanFieldLangevin
-from .measure import Law
+from .measure import EmpiricalMeasure, Law
 from .model import confinement, confinement_gradient, energy_of, scenario_name
 from .run import simulate
 from .sgd import NoisySGD
@@ -97,7 +97,7 @@ class GradientFlowOf(_Member, GradientFlow):
 
 @dataclass(frozen=True)
 class LangevinOf(_Member, MeanFieldLangevin):
-    """dX = -(D_mF + (σ²/2) ∇U) dt + σ dW for the energy and confinement of a scenario.
+    """dX = -(D_mF + (σ²/2) ∇U) dt + σ dW for the energy, confinement and regulariser of a scenario.
 
     Args:
         of: a scenario with an energy.
@@ -111,6 +111,25 @@ class LangevinOf(_Member, MeanFieldLangevin):
     sigma: float
     alpha: float | None = None
     bandwidth: float | None = None
+
+    @property
+    def regulariser(self) -> Any:
+        """The scenario's, None where it has none."""
+        return getattr(self.of, "regulariser", None)
+
+    def smooth_drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        """-(D_mF + (σ²/2) ∇U)."""
+        return MeanFieldLangevin.drift(self, t, x, mu)
+
+    def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        """The smooth drift less the subgradient of the regulariser that is nearest to it."""
+        v = self.smooth_drift(t, x, mu)
+        return v if self.regulariser is None else v - self.regulariser.project_subgradient(x, v)
+
+    def proximal(self, x: Tensor, h: float) -> Tensor:
+        """The regulariser's proximal map."""
+        nearest: Tensor = x if self.regulariser is None else self.regulariser.prox(x, h)
+        return nearest
 
 
 @dataclass(frozen=True)
@@ -129,12 +148,12 @@ class KineticOf(_Member, KineticLangevin):
     sigma: float
 
     def __post_init__(self) -> None:
-        for name in ("project", "period"):
-            if hasattr(self.of, name):
-                raise ValueError(
-                    f"{scenario_name(self.of)} has a {name}, which speaks of positions alone; write its kinetic "
-                    "scenario as a class of its own, whose state is (position, velocity)."
-                )
+        found = _speaking_of_positions(self.of)
+        if found:
+            raise ValueError(
+                f"{scenario_name(self.of)} has a {found[0]}, which speaks of positions alone; write its kinetic "
+                "scenario as a class of its own, whose state is (position, velocity)."
+            )
 
     def initial_position(self) -> Law:
         """The scenario's initial law."""
@@ -167,6 +186,13 @@ class SampledOf(_Member, NoisySGD):
     batch_size: int = 1
     sampling: str = "with_replacement"
 
+    def __post_init__(self) -> None:
+        if getattr(self.of, "regulariser", None) is not None:
+            raise ValueError(
+                f"{scenario_name(self.of)} has a regulariser, which sampled steps do not take; use LangevinOf with "
+                "method='proximal'."
+            )
+
 
 MEMBERS = {"gradient_flow": GradientFlowOf, "langevin": LangevinOf, "kinetic": KineticOf, "noisy_sgd": SampledOf}
 
@@ -185,7 +211,8 @@ def members(
 
     Returns:
         name -> scenario: gradient_flow, langevin, kinetic, birth_death (the gradient flow with births and deaths), and
-        noisy_sgd where batch_size is given.
+        noisy_sgd where batch_size is given. Kinetic dynamics only on R^d and without a regulariser. It is slower by the
+        factor γ: as γ → ∞ its positions at time γs are those of the Langevin dynamics at s.
 
     Raises:
         TypeError: no energy, or no sigma.
@@ -200,9 +227,10 @@ def members(
     found: dict[str, Any] = {
         "gradient_flow": GradientFlowOf(scenario),
         "langevin": LangevinOf(scenario, float(sigma)),
-        "kinetic": KineticOf(scenario, gamma, float(sigma) * math.sqrt(gamma)),
-        "birth_death": GradientFlowOf(scenario, alpha),
     }
+    if not _speaking_of_positions(scenario):
+        found["kinetic"] = KineticOf(scenario, gamma, float(sigma) * math.sqrt(gamma))
+    found["birth_death"] = GradientFlowOf(scenario, alpha)
     if batch_size is not None:
         found["noisy_sgd"] = SampledOf(scenario, float(sigma), batch_size)
     return found
@@ -247,6 +275,12 @@ def method_of(scenario: Any) -> str:
         return "sgd"
     regulariser = getattr(scenario, "regulariser", None)
     return "proximal" if regulariser is not None and not regulariser.is_smooth else "euler"
+
+
+def _speaking_of_positions(scenario: Any) -> list[str]:
+    """What a scenario has that a state of positions and velocities cannot take over."""
+    found = [name for name in ("project", "period") if hasattr(scenario, name)]
+    return found + ["regulariser"] * (getattr(scenario, "regulariser", None) is not None)
 
 
 def _positions(scenario: Any, run: xr.Dataset) -> xr.Dataset:

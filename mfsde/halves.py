@@ -19,7 +19,7 @@ from . import provenance
 from .clock import Clock
 from .euler import euler
 from .measure import EmpiricalMeasure, Law
-from .model import Equation, on_device, scenario_name
+from .model import Equation, has_births, on_device, scenario_name
 from .noise import Noise, Stream
 from .settings import Settings
 
@@ -236,7 +236,7 @@ def _start(law: Law, noise: Noise, shape: tuple[int, int], settings: Settings) -
 
 def _check_scenario(scenario: Any) -> None:
     name = scenario_name(scenario)
-    if hasattr(scenario, "birth_death_rate"):
+    if has_births(scenario):
         raise ValueError(
             f"{name} has births and deaths: which particle is born from which differs between a system and its halves, "
             "so that levels do not couple. Use mfsde.simulate with replicas."

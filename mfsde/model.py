@@ -96,6 +96,11 @@ def on_device(scenario: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return dataclasses.replace(scenario, **moved) if moved else scenario
 
 
+def has_births(scenario: Any) -> bool:
+    """Whether particles are born and die: of one another (birth_death_rate), or from outside (reinjection)."""
+    return hasattr(scenario, "birth_death_rate") or hasattr(scenario, "reinjection")
+
+
 class Equation:
     """A scenario as the solver sees it: coefficients on states (R, N, d), checked once when it is built.
 
@@ -122,7 +127,7 @@ class Equation:
         self.weights = weights
         self.has_projection = hasattr(scenario, "project") or hasattr(scenario, "project_at")
         self.has_common_noise = hasattr(scenario, "common_diffusion")
-        self.has_birth_death = hasattr(scenario, "birth_death_rate")
+        self.has_birth_death = has_births(scenario)
         # Of every particle, its ancestor at the last saved time; of every replica, the births since then.
         self.parent: Tensor | None = None
         self.events: Tensor | None = None
@@ -155,6 +160,9 @@ class Equation:
 
     def birth_death_rate(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """The signed rate per unit time, (R, N), detached, before its mean is subtracted."""
+        if not hasattr(self.scenario, "birth_death_rate"):
+            # Particles come from outside, and none is born of another.
+            return x.new_zeros(x.shape[:-1])
         rate: Tensor = self.scenario.birth_death_rate(t, x, mu)
         return rate.detach() if isinstance(rate, Tensor) and rate.requires_grad else rate
 

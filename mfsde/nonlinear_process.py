@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # What a decoupled scenario takes over as it is, and what it evaluates at the given law.
 COPIED = (
     *("project", "project_at", "period", "log_invariant", "limit", "suggested", "energy", "confinement", "sigma"),
-    *("gamma", "regulariser", "proximal", "reinjection", "sample"),
+    *("gamma", "regulariser", "proximal", "reinjection", "sample", "confinement_gradient", "selects"),
+    *("configuration", "temperature", "kinetic_energy", "internal_energy"),
 )
 OF_THE_LAW = ("common_diffusion", "birth_death_rate", "smooth_drift")
 
@@ -63,6 +64,11 @@ class Decoupled:
         asked = (t, x.shape[:-2], x.dtype, x.device)
         if self._measure is None or self._measure[0] != asked:
             law, lead = self._flow(t), x.shape[:-2]
+            if law.dim != x.shape[-1]:
+                raise ValueError(
+                    f"decoupled: the law at t = {t:g} lives in dimension {law.dim}, the particles in {x.shape[-1]}; "
+                    "give the law of their whole state."
+                )
             points = law.points.to(x).expand(*lead, *law.points.shape[-2:])
             weights = law.weights.to(x).expand(*lead, law.n_particles)
             self._measure = (asked, EmpiricalMeasure.given(points, weights, law.period))
@@ -75,7 +81,11 @@ class Decoupled:
         return lambda t, x, mu, sample: drift(t, x, self.law_at(t, x), sample)
 
     def _with_law_of_positions(self, force: Callable[[float, Tensor, EmpiricalMeasure], Any]) -> Callable[..., Any]:
-        return lambda t, x, mu: force(t, x, law_of_positions(self.law_at(t, x)))
+        # Positions are asked for, and the law is one of positions and velocities.
+        def at(t: float, x: Tensor, mu: EmpiricalMeasure) -> Any:
+            return force(t, x, law_of_positions(self.law_at(t, torch.cat([x, x], dim=-1))))
+
+        return at
 
 
 def decoupled(scenario: Any, law: Any) -> Any:

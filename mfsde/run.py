@@ -27,7 +27,7 @@ from . import provenance
 from .clock import Clock
 from .measure import EmpiricalMeasure, Law, period_lengths
 from .methods import Method, check_method
-from .model import Equation, fields, numeric_fields, on_device, parameters, replaced, scenario_name
+from .model import Equation, fields, has_births, numeric_fields, on_device, parameters, replaced, scenario_name
 from .noise import Noise, Stream
 from .observables import NAMED, Observable, evaluate, is_named, listed, resolve
 from .progress import Progress
@@ -208,7 +208,7 @@ class System:
         fields(scenario)
         moved = on_device(scenario, device, dtype)
         x, weights = _initial(moved, settings, device, dtype)
-        method = Method.of(settings.method, hasattr(moved, "birth_death_rate"))
+        method = Method.of(settings.method, has_births(moved))
         if method.reaction == "weights" and weights is None:
             weights = torch.full_like(x[..., 0], 1 / settings.n_particles)
         equation = Equation(moved, x, weights, checks_drift=method.transport != "sgd")
@@ -352,10 +352,17 @@ class System:
         lengths = [p if p < float("inf") else None for p in period_lengths(period, self.x.shape[-1])]
         return {**told, "period": json.dumps(lengths)}
 
+    def _replicas(self) -> dict[str, str]:
+        """What a replica is; what takes errors over replicas has to know of pairs."""
+        told = _named("independent copy of the system")
+        if not self.settings.antithetic:
+            return told
+        return {**told, "antithetic": "replicas 2j and 2j + 1 have opposite noise"}
+
     def _coordinates(self) -> dict[str, Any]:
         settings, kept = self.settings, self.settings.kept
         coordinates: dict[str, Any] = {
-            "replica": (("replica",), np.arange(settings.n_replicas), _named("independent copy of the system")),
+            "replica": (("replica",), np.arange(settings.n_replicas), self._replicas()),
             "component": (("component",), np.arange(self.x.shape[-1]), _named("component of the state")),
         }
         if kept:

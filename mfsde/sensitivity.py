@@ -29,8 +29,8 @@ from torch import Tensor
 from . import differentiability
 from .clock import Clock
 from .measure import EmpiricalMeasure, shortest
+from .model import has_births, replaced, scenario_name
 from .model import parameters as parameters_of
-from .model import replaced, scenario_name
 from .noise import Noise
 from .parameters import Parameters
 from .provenance import canonical, encode
@@ -378,7 +378,7 @@ class _Adjoint:
 def _check_differentiable(scenario: Any, method: str) -> None:
     name = scenario_name(scenario)
     transport = str(method).partition("+")[0]
-    if hasattr(scenario, "birth_death_rate") or "+" in str(method):
+    if has_births(scenario) or "+" in str(method):
         raise ValueError(
             f"{name} has births and deaths: which particle jumps, and when, does not move smoothly with a parameter, "
             "so the derivative of the path is not that of the expectation. Take finite differences of runs with one "

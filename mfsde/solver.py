@@ -254,7 +254,8 @@ class _March:
 
     def __call__(self, start: Any, end: Any, y: Tensor, extra: Any) -> tuple[Tensor, Any]:
         try:
-            y = self._advance(start, end, y)
+            y = self._transported(start, end, y)
+            self._react_to(start, end, y)
         except Exception as problem:
             # A drift that fails on infinities (a decomposition, a check of its own) hides the blow-up before it.
             if not bool(torch.isfinite(y).all()):
@@ -273,7 +274,7 @@ class _March:
             raise _Interrupted
         return y, ()
 
-    def _advance(self, start: Any, end: Any, y: Tensor) -> Tensor:
+    def _transported(self, start: Any, end: Any, y: Tensor) -> Tensor:
         equation = self._system.equation
         if not isinstance(self._solver, InPlace):
             self._system.freeze(y)
@@ -283,10 +284,13 @@ class _March:
         if equation.has_projection:
             t = self._system.clock.time(end)
             y = equation.project(t, y.view(self._system.shape)).contiguous().view(y.shape)
-        if self._react is not None:
-            t, h = self._system.clock.time(end), self._system.clock.dt
-            equation.count(self._react(equation, t, h, self._noise, int(start), y.view(self._system.shape)))
         return y
+
+    def _react_to(self, start: Any, end: Any, y: Tensor) -> None:
+        """Births and deaths after the transport, in place."""
+        if self._react is not None:
+            equation, t, h = self._system.equation, self._system.clock.time(end), self._system.clock.dt
+            equation.count(self._react(equation, t, h, self._noise, int(start), y.view(self._system.shape)))
 
     def close(self, y: Tensor) -> None:
         """Ends a step whose last part the transport would have done together with the next one."""
@@ -313,7 +317,7 @@ class _March:
         self._system.equation.weights = self._finite_weights
         for step in range(self._finite_step, last):
             ends = torch.tensor([step, step + 1], dtype=torch.float64)
-            y = self._advance(ends[0], ends[1], y)
+            y = self._transported(ends[0], ends[1], y)
             self.close(y)
             state = y.view(self._system.shape)
             bad = torch.nonzero(~torch.isfinite(state))
@@ -321,6 +325,7 @@ class _March:
                 replica, particle, component = bad[0].tolist()
                 value, time = float(state[replica, particle, component]), self._system.clock.time(step + 1)
                 raise BlowUp(self._system.equation.name, step + 1, time, replica, particle, value) from cause
+            self._react_to(ends[0], ends[1], y)
         raise RuntimeError("a state that was not finite was finite when replayed: the drift is not deterministic.")
 
 

@@ -19,9 +19,9 @@ class CuckerSmale:
     """dX = V dt, dV = K ∫ ψ(|X - x|)(v - V) m(dx, dv) dt + σ dW, ψ(r) = (1 + r²)^{-β}; states (X, V) in R^{2d}.
 
     The mean velocity is conserved by the interaction. Without noise all velocities tend to it for β <= ½, whatever the
-    start; for β > ½ only if the start is not too spread out: two particles with β = 1 flock if and only if
-    |w₀| + K atan r₀ < Kπ/2 (r₀, w₀ their distance and relative velocity), and their distance tends to
-    tan(|w₀|/K + atan r₀). For β = 0 every pair counts alike, the drift is K(v̄ - V): O(N), and the law stays Gaussian.
+    start; for β > ½ only if the start is not too spread out: two particles with β = 1 that move apart on one line flock
+    if and only if w₀ + K atan r₀ < Kπ/2 (r₀ their distance, w₀ >= 0 its rate), and their distance tends to
+    tan(w₀/K + atan r₀). For β = 0 every pair counts alike, the drift is K(v̄ - V): O(N), and the law stays Gaussian.
 
     Args:
         coupling: K.

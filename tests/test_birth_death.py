@@ -857,3 +857,72 @@ def test_reinjected_particles_share_no_word_with_their_decision():
     z = birth_death._variates(law, Noise(1), 3, (2, 5), 0, torch.zeros(2, 5, 1, dtype=FLOAT64))
     drawn = Noise(1).normals(3, (2, 5, 3), stream=Stream.REINJECTION, dtype=FLOAT64)
     assert torch.equal(z, drawn[..., 2:])
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """Particles at 5 that only come from outside: E X_t = 5 e^{-t} for a law of mean 0 at rate 1."""
+
+    inflow: float = 1.0
+
+    def drift(self, t, x, mu):
+        return torch.zeros_like(x)
+
+    def diffusion(self, t, x, mu):
+        return 0.0
+
+    def initial(self):
+        return mfsde.Dirac([5.0])
+
+    def reinjection(self):
+        return self.inflow, mfsde.Gaussian([0.0], 1.0)
+
+
+@pytest.mark.parametrize("method", ["euler+jumps", "euler+clocks", "euler+weights"])
+def test_reinjection_needs_no_rate_of_births(method):
+    """Euler's own mean: a particle survives a step with probability e^{-h} in all three."""
+    run = mfsde.simulate(Renewed(), n_particles=200, n_replicas=30, horizon=1.0, dt=0.1, seed=4, method=method)
+    means = run.position.isel(time=-1, component=0).mean("particle").values
+    stderr = means.std(ddof=1) / len(means) ** 0.5
+    assert abs(means.mean() - 5 * math.exp(-1)) < 4 * stderr
+    assert abs(means.mean() - 5) > 8 * stderr
+    assert abs(means.mean() - 5 * math.exp(-2)) > 8 * stderr
+    if "events" in run:
+        assert int(run.events.max()) == 0  # nobody was born of another
+
+
+def test_particles_from_outside_the_domain_are_refused_at_the_door():
+    @dataclass(frozen=True)
+    class Held(Renewed):
+        def project(self, x):
+            return x.clamp(0, 6)
+
+    with pytest.raises(ValueError, match=r"Held\.reinjection draws from a law of which .*% lies outside the domain"):
+        mfsde.simulate(Held(), n_particles=10, horizon=1.0, dt=0.1, seed=0)
+
+    @dataclass(frozen=True)
+    class Circle(Renewed):
+        period = 6.0
+
+        def project(self, x):
+            return torch.remainder(x, 6.0)
+
+    mfsde.simulate(Circle(), n_particles=10, horizon=1.0, dt=0.1, seed=0)  # on a circle nothing is outside
+
+
+def test_jumps_of_a_decoupled_scenario_are_refused_since_copies_are_not_independent():
+    flow = mfsde.decoupled(Quadratic(), mfsde.Gaussian([0.0], 1.0))
+    with pytest.raises(ValueError, match="particles that copy one another are no independent copies"):
+        mfsde.simulate(flow, n_particles=10, horizon=1.0, dt=0.1, seed=0)
+    mfsde.simulate(flow, n_particles=10, horizon=0.2, dt=0.1, seed=0, method="euler+weights")
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_a_blow_up_is_named_before_the_rate_that_it_makes_infinite(method):
+    @dataclass(frozen=True)
+    class Explosive(Quadratic):
+        def drift(self, t, x, mu):
+            return x**3
+
+    with pytest.raises(mfsde.BlowUp, match=r"Explosive blew up: the state is .* at step"):
+        mfsde.simulate(Explosive(alpha=0.0), n_particles=20, horizon=20.0, dt=0.2, seed=0, method=method)

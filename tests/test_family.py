@@ -167,3 +167,32 @@ def test_the_gaussian_member_is_the_gaussian_scenario():
     x = cloud(2, 12, case.initial().dim)
     mu = EmpiricalMeasure(x)
     torch.testing.assert_close(LangevinOf(case, case.sigma).drift(0.0, x, mu), case.drift(0.0, x, mu))
+
+
+@dataclass(frozen=True)
+class Sparse(Line):
+    """With λ|x|, of which the energy knows nothing."""
+
+    weight: float = 5.0
+
+    @property
+    def regulariser(self):
+        return mfsde.regularisers.L1(self.weight)
+
+
+def test_noisy_members_take_the_regulariser_or_refuse_it():
+    found = members(Sparse(sigma=1e-3), alpha=0.1)
+    assert list(found) == ["gradient_flow", "langevin", "birth_death"]
+    table = compare(found, **{**SETTINGS, "horizon": 2.0})
+    assert set(table.attrs["methods"].values()) == {"proximal"}
+    spread = table.position.isel(time=-1).std("particle").max()
+    assert float(spread) < 0.01  # all are held at 0, the noisy ones up to their noise
+    free = mfsde.simulate(LangevinOf(Line(sigma=1e-3), 1e-3), **{**SETTINGS, "horizon": 2.0})
+    assert float(free.position.isel(time=-1).std("particle").max()) > 0.1
+    for build in (lambda: KineticOf(Sparse(), 1.0, 1.0), lambda: SampledOf(Sparse())):
+        with pytest.raises(ValueError, match="has a regulariser"):
+            build()
+
+
+def test_members_leave_out_what_a_circle_cannot_have():
+    assert "kinetic" not in members(Kuramoto())

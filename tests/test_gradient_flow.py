@@ -766,3 +766,43 @@ def test_a_flow_without_an_energy_says_so():
 
     with pytest.raises(TypeError, match="Empty has no energy"):
         mfsde.simulate(Empty(), n_particles=2, horizon=1.0, dt=0.5, method="proximal", **RUN)
+
+
+@dataclass(frozen=True)
+class Walled:
+    """Brownian motion on [0, 1], reflected in the limit; its stationary law is uniform."""
+
+    def drift(self, t, x, mu):
+        return torch.zeros_like(x)
+
+    smooth_drift = drift
+
+    def diffusion(self, t, x, mu):
+        return 1.0
+
+    def proximal(self, x, h):
+        return x.clamp(0.0, 1.0)
+
+    def initial(self):
+        return mfsde.Uniform(0.0, 1.0)
+
+
+def misfit(powers, steps, excess, errors):
+    """χ² of the best combination of two powers of the step, one degree of freedom for three steps."""
+    design = np.array(steps)[:, None] ** np.array(powers) / np.array(errors)[:, None]
+    target = np.array(excess) / errors
+    found, *_ = np.linalg.lstsq(design, target, rcond=None)
+    return float(((design @ found - target) ** 2).sum())
+
+
+def test_with_noise_a_wall_costs_half_an_order():
+    """E (X - ½)² - 1/12 is a√h + bh where steps are projected onto the walls, and not ah + bh²."""
+    steps, excess, errors = [1 / 16, 1 / 64, 1 / 256], [], []
+    for h in steps:
+        run = mfsde.simulate(Walled(), n_particles=4000, n_replicas=10, horizon=1.0, dt=h, seed=3, method="proximal")
+        square = run.position.isel(time=-1).values[..., 0] - 0.5
+        values = (square**2).mean(-1) - 1 / 12
+        excess.append(values.mean())
+        errors.append(values.std(ddof=1) / len(values) ** 0.5)
+    assert misfit((0.5, 1.0), steps, excess, errors) < 16
+    assert misfit((1.0, 2.0), steps, excess, errors) > 100

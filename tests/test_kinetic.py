@@ -1095,3 +1095,21 @@ def test_a_blow_up_names_its_step():
     step = raised.value.step
     fine = states(Explosive(), n_particles=3, horizon=0.1 * (step - 1), dt=0.1, seed=0, method="baoab", save_every=1)
     assert bool(torch.isfinite(fine).all())
+
+
+def test_a_decoupled_kinetic_run_is_measured_as_the_run_itself():
+    case = KineticDoubleWell()
+    settings = {"n_particles": 50, "horizon": 0.1, "dt": 0.05, "seed": 1, "method": "baoab"}
+    settings["observables"] = ("energy", "confinement", "mean", "covariance", "entropy", "free_energy")
+    run = mfsde.simulate(case, **settings)
+    apart = mfsde.simulate(mfsde.decoupled(case, case.initial()), **settings)
+    for name in run.data_vars:
+        assert np.array_equal(run[name][0], apart[name][0]), name
+
+
+def test_a_law_of_positions_alone_is_no_law_of_a_kinetic_state():
+    """In even dimension half of the positions would be read as velocities."""
+    case = KineticDoubleWell(initial_mean=(0.5, -0.5))
+    flow = mfsde.decoupled(case, case.initial_position())
+    with pytest.raises(ValueError, match="the law at t = 0 lives in dimension 2, the particles in 4"):
+        mfsde.simulate(flow, n_particles=20, horizon=0.1, dt=0.05, seed=1, method="baoab")

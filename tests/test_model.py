@@ -545,7 +545,7 @@ def test_a_langevin_scenario_without_sigma_or_energy_is_told_what_it_lacks():
         def initial(self):
             return mfsde.Gaussian(0.0, 1.0)
 
-    with pytest.raises(TypeError, match="Bare declares no sigma; .* needs all of sigma, energy, confinement"):
+    with pytest.raises(TypeError, match=r"Bare declares no sigma; .* needs all of sigma, energy, confinement"):
         Equation(Bare(), torch.randn(1, 4, 1))
 
 

@@ -201,7 +201,7 @@ class Flow:
         with torch.no_grad():
             b: Tensor = self.scenario.drift(t, at, mu)[0]
             if self._reacts:
-                rate = self.scenario.birth_death_rate(t, at, mu)[0]
+                rate = self._coefficients.rate(t, at, mu)[0]
                 b = torch.cat([b, (w @ rate - rate).unsqueeze(-1)], dim=-1)
         return b.detach().numpy()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..energy import Energy
 from ..measure import EmpiricalMeasure, Law
-from ..model import Equation, confinement_gradient, energy_of, fields, on_device, scenario_name
+from ..model import Equation, confinement_gradient, energy_of, fields, has_births, on_device, scenario_name
 
 Array = np.ndarray
 
@@ -72,7 +72,11 @@ class Coefficients:
     @property
     def reinjection(self) -> tuple[float, Law] | None:
         """Rate and law of the mass that comes from outside."""
-        return self._equation.reinjection if self.has_birth_death else None
+        return self._equation.reinjection
+
+    def rate(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        """The birth-death rate V at points (1, n, d) of the law, (1, n), 0 where there is none."""
+        return self._equation.birth_death_rate(t, x, mu)
 
     def excess_rate(self, t: float, mu: EmpiricalMeasure) -> Array:
         """L = V - ∫ V dm at the atoms of the law m, V the birth-death rate: ∂_t m = ... - L m.    (n,)."""
@@ -156,9 +160,9 @@ class Coefficients:
 
 def _check_known(scenario: Any, births: bool) -> None:
     name = scenario_name(scenario)
-    if hasattr(scenario, "birth_death_rate") and not births:
+    if has_births(scenario) and not births:
         raise ValueError(
-            f"{name} has births and deaths (birth_death_rate), which are followed in time only: use "
+            f"{name} has births and deaths, which are followed in time only: use "
             "mfsde.limit.fokker_planck, mfsde.limit.characteristics where there is no noise, or simulate."
         )
     if hasattr(scenario, "project_at"):
