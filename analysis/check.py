@@ -54,6 +54,8 @@ class Check:
 
     def __str__(self) -> str:
         declared = f", declared error {self.discretisation:.1g}" if self.discretisation else ""
+        if math.isnan(self.margin):
+            return f"{self.name}: {self.verdict}\n  {self.reason}"
         text = f"{self.name}: {self.verdict}, margin {self.margin:.4g} ± {self.stderr:.2g} (s.e.){declared}"
         text += f" [{self.lhs:.5g} against {self.rhs:.5g}]"
         return text + (f"\n  {self.reason}" if self.reason else "")
@@ -132,6 +134,11 @@ def _judged(
     return Check(name, margin, stderr, verdict, lhs, rhs, discretisation, reason, source)
 
 
+def unfounded(name: str, reason: str, source: str = "") -> Check:
+    """The verdict on a theorem that is about something else, so that there is no number to show."""
+    return Check(name, math.nan, math.nan, UNFOUNDED, math.nan, math.nan, 0.0, reason, source)
+
+
 def check_error(name: str, what: str, value: float) -> None:
     """Refuses an error that is negative or not finite: it would let everything hold.
 
@@ -165,7 +172,7 @@ def paired(name: str, *values: Values) -> list[np.ndarray]:
     """Numbers, or one value per replica, the same replicas in each.
 
     Raises:
-        ValueError: another shape, or replicas whose labels or numbers differ.
+        ValueError: another shape, replicas whose labels or numbers differ, or antithetic ones.
 
     """
     columns = [_values(name, value) for value in values]
@@ -194,6 +201,8 @@ def _values(name: str, side: Values) -> np.ndarray:
             f"{name}: a side has shape {values.shape}{f' over {dims}' if dims else ''}; expected a number or one value "
             "per replica. Select one time with .sel(time=...)."
         )
+    if isinstance(side, xr.DataArray) and dims:
+        replicas.check_independent(side)
     return values
 
 

@@ -104,8 +104,8 @@ def control_variate(
 
     Raises:
         TypeError: no DataArrays.
-        ValueError: fewer than p + 4 replicas, names or labels that do not match, controls that never vary, an
-            expectation that the controls contradict.
+        ValueError: fewer than p + 4 replicas, antithetic ones that are not `pairs`, names or labels that do not match,
+            controls that never vary, an expectation that the controls contradict.
 
     Source: Lavenberg, Welch, A perspective on the use of control variables (1981); Nelson, Control variate remedies
     (1990); the leave-one-out coefficient is Avramidis, Wilson, A splitting scheme for control variates (1993).
@@ -121,6 +121,8 @@ def control_variate(
         join="exact",
     )
     r, p = replicas.count(value), len(controls)
+    for control in controls.values():
+        replicas.check_independent(control)
     if r < p + 4:
         raise ValueError(
             f"control_variate: {r} replicas and {p} controls; the coefficients and an error need at least {p + 4}."

@@ -16,6 +16,8 @@ def apply(
     function: Callable[..., Any], *arrays: xr.DataArray, output_sizes: dict[str, int] | None = None, **options: Any
 ) -> Any:
     """`xr.apply_ufunc` with equal labels, lazily on dask-backed data; `output_sizes` of dimensions that are new."""
+    # The coordinates' attributes have to stay: that of `replica` says whether replicas are independent.
+    options = {"keep_attrs": True, **options}
     return xr.apply_ufunc(
         function,
         *arrays,

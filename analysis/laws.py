@@ -14,7 +14,7 @@ import xarray as xr
 from mfsde import Gaussian
 from mfsde.measure import Law
 
-from . import bures, circle, floor, limits, line, particles
+from . import bures, circle, floor, limits, line, particles, replicas
 from .labels import apply, described, replicated, threaded
 from .limits import Flow as Flow
 from .limits import Limit as Limit
@@ -43,8 +43,8 @@ def to_law(run: xr.Dataset | xr.DataArray, law: Limit) -> xr.DataArray:
 
         * `floor` (time): √E W₂²(m_N, m) of N independent points of the law, exact on the line, the mean over 64
           samples on a circle, to leading order in 1/N for the Gaussian plug-in; (time, replica) with common noise;
-        * `unbiased` (time, replica), for three replicas or more of one law: the squared and signed distance without the
-          floor, at no cost worth mentioning; off the circle it is `debiased(run, law)`.
+        * `unbiased` (time, replica), for three independent replicas or more of one law: the squared and signed distance
+          without the floor, at no cost worth mentioning; off the circle it is `debiased(run, law)`.
 
     Raises:
         ValueError: particles that are not finite, dimensions that differ, another torus or one of two components, no
@@ -73,7 +73,8 @@ def to_law(run: xr.Dataset | xr.DataArray, law: Limit) -> xr.DataArray:
         output_core_dims=[["replica"], [], ["replica"]],
         output_dtypes=[float] * 3,
     )
-    result = _labelled(values, below, unbiased if r >= floor.FEWEST and weight is None else None, position)
+    is_free = r >= floor.FEWEST and weight is None and replicas.are_independent(position)
+    result = _labelled(values, below, unbiased if is_free else None, position)
     result = result.assign_attrs(estimator=_estimator(d, lengths))
     return result if d == 1 or is_gaussian(law, position) else as_lower_bound(result)
 

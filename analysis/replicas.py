@@ -1,7 +1,8 @@
 """Independent replicas: means, standard errors and the delete-one jackknife.
 
-Particles of one replica are dependent; replicas are not. Every standard error of the analysis therefore comes from
-here, with t quantiles of R - 1 degrees of freedom.
+Particles of one replica are dependent; replicas are not, unless their noise is antithetic: then pairs are, and their
+replicas are refused. Every standard error of the analysis therefore comes from here, with t quantiles of R - 1 degrees
+of freedom.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import xarray as xr
 from scipy import stats
 
 Array = np.ndarray
+# Attribute of the coordinate `replica`, with words that say so.
+ANTITHETIC = "antithetic"
 
 
 def mean_and_error(values: xr.DataArray, dim: str = "replica") -> xr.DataArray:
     """Mean over replicas, with its standard error s/√R as the coordinate `stderr`.
 
     Raises:
-        ValueError: fewer than two replicas.
+        ValueError: fewer than two replicas, or antithetic ones.
 
     """
     r = count(values, dim)
@@ -28,10 +31,10 @@ def mean_and_error(values: xr.DataArray, dim: str = "replica") -> xr.DataArray:
 
 
 def count(values: xr.DataArray, dim: str = "replica") -> int:
-    """Number of replicas.
+    """Number of independent replicas.
 
     Raises:
-        ValueError: fewer than two, from which no error can be estimated.
+        ValueError: fewer than two, from which no error can be estimated; antithetic ones.
 
     """
     r = int(values.sizes.get(dim, 1))
@@ -40,7 +43,35 @@ def count(values: xr.DataArray, dim: str = "replica") -> int:
             f"an error bar needs at least two independent replicas; {values.name or 'this array'} has {r} along "
             f"{dim!r}. Simulate with n_replicas=8 or more (particles of one replica are dependent)."
         )
+    check_independent(values, dim)
     return r
+
+
+def check_independent(values: xr.DataArray | xr.Dataset, dim: str = "replica") -> None:
+    """Refuses antithetic replicas, of which only the pairs (2j, 2j + 1) are independent.
+
+    Raises:
+        ValueError: there are both of a pair.
+
+    """
+    if are_independent(values, dim):
+        return
+    name = values.name if isinstance(values, xr.DataArray) else None
+    raise ValueError(
+        f"{name or 'this array'}: {values[dim].attrs[ANTITHETIC]} (mfsde.Noise(antithetic=True)), so that replicas "
+        "are not independent, and the error of a mean is 0 to √2 times what they show. Of values that have been "
+        "measured replica by replica take mfsde.analysis.control_variates.antithetic(values), the mean with its error, "
+        "or control_variates.pairs(values), the means over pairs, which are independent. Of particles keep one of each "
+        f"pair: .isel({dim}=slice(None, None, 2))."
+    )
+
+
+def are_independent(values: xr.DataArray | xr.Dataset, dim: str = "replica") -> bool:
+    """Whether no two replicas have opposite noise, as their coordinate records it."""
+    if dim not in values.coords or not values[dim].ndim or ANTITHETIC not in values[dim].attrs:
+        return True
+    pair = values[dim].values // 2
+    return len(np.unique(pair)) == len(pair)
 
 
 def leave_one_out(samples: Array) -> Array:

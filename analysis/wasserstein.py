@@ -38,7 +38,7 @@ from .laws import (
     torus,
 )
 from .laws import to_law as to_law
-from .replicas import count
+from .replicas import check_independent, count
 from .sinkhorn import sinkhorn_divergence as sinkhorn_divergence
 
 # A program above this many bytes is refused; above this many seconds in all it is announced.
@@ -331,8 +331,8 @@ def debiased(
           else.
 
     Raises:
-        ValueError: fewer than three replicas, labels that differ, particles that are not finite, an estimator that does
-            not apply, one law for each path of a common noise.
+        ValueError: fewer than three replicas, antithetic ones, labels that differ, particles that are not finite, an
+            estimator that does not apply, one law for each path of a common noise.
 
     """
     position, weight = _cloud(run, None, "run")
@@ -351,6 +351,8 @@ def debiased(
     d, r = position.sizes["component"], position.sizes.get("replica", 1)
     n = min(z.sizes["particle"] for z in clouds)
     _check_debiased(r, n)
+    for cloud in clouds:
+        check_independent(cloud)
     period = particles.period(*clouds)
     check_metric(metric, period)
     is_euclidean = period is None and metric == "euclidean"
