@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ from torch import Tensor
 from mfsde import EmpiricalMeasure
 from mfsde.model import confinement, confinement_gradient, energy_of, temperature
 
-from . import particles, replicas, wasserstein
-from .check import Check, Values, inequality
+from . import dynamics, particles, replicas, wasserstein
+from .check import Check, Values, inequality, unfounded
 from .free_energy import of_one_run, time_step
 from .gibbs import Gibbs, curvature, proximal
 from .labels import apply
@@ -31,6 +31,7 @@ CUT = 60.0  # nats below the maximum at which a median-based constant is no long
 ROUNDING = 1e-12  # of the largest entry of a discrete generator: eigenvalues below it are arithmetic
 MEDIAN = 1e-9  # mass, relative, within which a median is not located
 AGREEMENT = 1e-3  # relative: by how much discretisation lets a lower bound exceed an upper one
+JUDGED_AT = (0.0, 1.0)  # times at which a drift is held against that of the energy
 TRANSLATIONS = (1.0, 10.0, 100.0)  # shifts of a law, in units of its size, that probe D_mF
 
 
@@ -194,13 +195,17 @@ def decay_rate(rate: Rate, constant: float, scenario: Any) -> Check:
     Args:
         rate: of V - V* itself: V - V* ~ A e^{-λt} (a series of squares halved by its `power` must be doubled back).
         constant: α, a lower bound.
-        scenario: for T.
+        scenario: for T. "hypothesis fails", without numbers, where its dynamics is another than mean-field Langevin, as
+            seen on its initial law and at the times of the rate's window.
 
     """
+    name, source = "free-energy decay 2αT", "Nitanda, Wu, Suzuki (2022), Theorem 1"
+    other = dynamics.of_scenario(scenario, dynamics.started(scenario, rate.window))
+    if other:
+        return unfounded(name, other, source)
     reasons = [f"the measured rate is flagged: {'; '.join(rate.flags)}"] if rate.flags else []
     return inequality(
-        "free-energy decay 2αT", predicted_rate(constant, scenario), rate.value, stderr=rate.stderr, hypotheses=reasons,
-        source="Nitanda, Wu, Suzuki (2022), Theorem 1",
+        name, predicted_rate(constant, scenario), rate.value, stderr=rate.stderr, hypotheses=reasons, source=source,
     )  # fmt: skip
 
 
@@ -261,6 +266,7 @@ class Contraction:
         condition: left side of (4), σ²(p - 1)/2 + 3C_F + σ²|∇U(0)|/2 - σ²C_U/2; the theorem asks for < 0.
         p: the moment, p > 2.
         proved: which form is proved.
+        other: why the scenario's dynamics is not the theorem's, where `contraction_of` has seen that.
 
     """
 
@@ -269,6 +275,7 @@ class Contraction:
     condition: float
     p: float
     proved: str = "corrected"
+    other: str = ""
 
     @property
     def condition_holds(self) -> bool:
@@ -327,7 +334,8 @@ def contraction_of(scenario: Any, measures: Sequence[EmpiricalMeasure], *, p: fl
     points = measures[0].points
     slope = float(confinement_gradient(scenario, torch.zeros_like(points[:1])).norm())
     c_u = one_sided_convexity(scenario, torch.cat([mu.points for mu in measures]))
-    return theorem_5(lipschitz(scenario, measures), c_u, float(scenario.sigma), p=p, slope=slope)
+    found = theorem_5(lipschitz(scenario, measures), c_u, float(scenario.sigma), p=p, slope=slope)
+    return replace(found, other=dynamics.of_scenario(scenario, [(t, mu) for t in JUDGED_AT for mu in measures]))
 
 
 def contraction_check(
@@ -336,7 +344,7 @@ def contraction_check(
     """W₂(m_t, m*) <= e^{ct} W₂(m_0, m*), c of the corrected or of the printed form.
 
     Args:
-        contraction: the exponents, from `theorem_5`.
+        contraction: the exponents, from `theorem_5`, or from `contraction_of`, which has looked at the dynamics too.
         t: time.
         w2: W₂(m_t, m*), a number or one per replica.
         w2_start: W₂(m_0, m*), likewise.
@@ -349,8 +357,8 @@ def contraction_check(
     if form == "printed" and not contraction.condition_holds:
         reason = f"condition (4) fails: {contraction.condition:.4g} >= 0 at p = {contraction.p:g}"
     return inequality(
-        f"Theorem 5, {form}, t = {t:g}", w2, growth * w2_start, stderr=stderr, hypotheses=[reason],
-        source="Szpruch, Mean-field Langevin dynamics, Theorem 5",
+        f"Theorem 5, {form}, t = {t:g}", w2, growth * w2_start, stderr=stderr,
+        hypotheses=[contraction.other, reason], source="Szpruch, Mean-field Langevin dynamics, Theorem 5",
     )  # fmt: skip
 
 
@@ -378,6 +386,10 @@ def stability(
         one_sided: L with -(∇U(x) - ∇U(x'))·(x - x') <= L |x - x'|²; -C_U for convex U, which gives Theorem 5.
         sigma: σ.
 
+    Returns:
+        Check; "hypothesis fails", without numbers, where a run has births and deaths (its particles have no paths),
+        minibatches or velocities. A drift that is not -(D_mF + (σ²/2) ∇U) it does not see: no scenario is given.
+
     Raises:
         ValueError: times, components, particles or replicas differ; fewer than two replicas; equal initial particles;
             no dt; weights, a torus or a sweep.
@@ -392,6 +404,10 @@ def stability(
     replicas.count(x)
     if x.sizes.get("time", 1) < 2:
         raise ValueError("stability needs a first and a later saved time; got one. Pass the whole runs.")
+    source = "Szpruch, Mean-field Langevin dynamics, Proposition 6"
+    other = dynamics.of_run(a) or dynamics.of_run(b)
+    if other:
+        return unfounded("stability", other, source)
     distance = _coupled(x, y).transpose("time", "replica")
     time = distance["time"].values - distance["time"].values[0]
     growth = 2 * lipschitz + 0.5 * sigma**2 * one_sided
@@ -406,7 +422,7 @@ def stability(
     declared = 0.5 * step * rate**2 * float(time[worst]) * float(bound[worst].mean())
     return inequality(
         f"stability, t = {float(distance['time'][worst]):g}", distance.values[worst], bound[worst],
-        discretisation=declared, source="Szpruch, Mean-field Langevin dynamics, Proposition 6",
+        discretisation=declared, source=source,
     )  # fmt: skip
 
 

@@ -23,8 +23,8 @@ from mfsde.limit.free_energy import Density, internal, of_law, score_of, value_o
 from mfsde.measure import Law
 from mfsde.model import confinement, energy_of, temperature
 
-from . import particles, replicas, wasserstein
-from .check import ROUNDING, Check, Values, identity, inequality, mean_and_error, of_means
+from . import dynamics, particles, replicas, wasserstein
+from .check import ROUNDING, Check, Values, identity, inequality, mean_and_error, of_means, unfounded
 from .free_energy import (
     Flow,
     along,
@@ -101,7 +101,9 @@ def free_energy_dissipation(
         law: as for `free_energy`, for a run.
 
     Returns:
-        Check; "hypothesis fails" where particles that are visibly not Gaussian were given no `law`.
+        Check; "hypothesis fails" where particles that are visibly not Gaussian were given no `law`, and without numbers
+        where the run or the scenario follows another dynamics (births and deaths, minibatches, velocities, σ = 0, a
+        drift that is not -(D_mF + T ∇U)).
 
     Raises:
         TypeError, ValueError: as `free_energy`; missing times.
@@ -114,6 +116,10 @@ def free_energy_dissipation(
         return _dissipation_of_run(name, source, scenario, flow, start, stop, law)
     if start is None or stop is None or not start < stop:
         raise ValueError(f"free_energy_dissipation of a flow needs start < stop; got start = {start}, stop = {stop}.")
+    ends = [(t, flow(t)) for t in (start, stop)]
+    other = dynamics.of_scenario(scenario, [(t, m.as_measure()) for t, m in ends if isinstance(m, Law)])
+    if other:
+        return unfounded(name, other, source)
     spent, error, *_ = integrate.quad(
         lambda t: dissipation(scenario, flow(t)), start, stop, epsabs=1e-13, epsrel=1e-10, limit=30, full_output=1
     )
@@ -175,7 +181,8 @@ def stationarity(
         start: where stationarity begins; the first saved time when None.
 
     Returns:
-        One identity for each test function.
+        One identity for each test function; "hypothesis fails", without numbers, where the run or the scenario follows
+        another dynamics, as for `free_energy_dissipation`, or is projected into a domain, whose boundary adds a term.
 
     Raises:
         ValueError: as `free_energy`; fewer than two replicas.
@@ -187,10 +194,13 @@ def stationarity(
     replicas.count(position)
     step = time_step(position, "stationarity")
     named = dict(functions or TEST_FUNCTIONS)
+    source = "weak form of Szpruch, Mean-field Langevin dynamics, Proposition 4"
+    other = _another_dynamics(scenario, run, position) or _bounded(scenario)
+    if other:
+        return tuple(unfounded(f"stationarity, f = {name}", other, source) for name in named)
     terms = generators(scenario, list(named.values()))
     found = along(position, None, terms, "generator", "∫ Lf dm", n_terms=2 * len(named))
     means = found.mean([dim for dim in found.dims if dim == "time"]).transpose("term", "replica").values
-    source = "weak form of Szpruch, Mean-field Langevin dynamics, Proposition 4"
     return tuple(
         identity(
             f"stationarity, f = {name}",
@@ -490,6 +500,18 @@ def _as_convex_energy(energy: Energy, probes: Sequence[EmpiricalMeasure]) -> str
     return f"F is not convex along mixtures: it lies above a chord by {-gap:.2g} of its size"
 
 
+def _another_dynamics(scenario: Any, run: xr.Dataset | xr.DataArray, position: xr.DataArray) -> str:
+    """That the run, or the scenario at some of its particles, follows another equation."""
+    return dynamics.of_run(run) or dynamics.of_scenario(scenario, dynamics.clouds(position, periods(position)))
+
+
+def _bounded(scenario: Any) -> str:
+    """That particles are kept in a domain: a projection that wraps them around a torus keeps none."""
+    if not hasattr(scenario, "project") or getattr(scenario, "period", None) is not None:
+        return ""
+    return "the particles are projected into a domain, and only functions without slope across its boundary satisfy it"
+
+
 def _as_gaussian(position: xr.DataArray) -> str:
     """Third and fourth moments of every component, averaged over time, against those of a Gaussian."""
     quantile = replicas.t_quantile(replicas.count(position), 0.999)
@@ -552,6 +574,9 @@ def _dissipation_of_run(
         raise ValueError(
             f"{name}: needs three saved times or more; got {position.sizes.get('time', 1)}. Lower save_every."
         )
+    other = _another_dynamics(scenario, run, position)
+    if other:
+        return unfounded(name, other, source)
     time = position["time"].values
 
     def sides(at: xr.DataArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

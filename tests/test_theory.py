@@ -665,6 +665,134 @@ def test_the_sandwich_of_particles(run):
         theory.entropy_sandwich(LINEAR, run, LINEAR.minimiser)
 
 
+def of_linear(alpha: float | None = None) -> mfsde.LangevinOf:
+    return mfsde.LangevinOf(LINEAR, LINEAR.sigma, alpha=alpha)
+
+
+@dataclass(frozen=True)
+class Slowed(mfsde.NoisySGD):
+    """LINEAR in the clock ξt."""
+
+    xi: float = 1.0
+    sigma: float = LINEAR.sigma
+
+    @property
+    def energy(self) -> Energy:
+        return LINEAR.energy
+
+    def confinement(self, x: Tensor) -> Tensor:
+        return LINEAR.confinement(x)
+
+    def step_size(self, t: float) -> float:
+        return self.xi
+
+    def initial(self) -> Gaussian:
+        return LINEAR.initial()
+
+
+@dataclass(frozen=True)
+class Stirred(Linear):
+    """LINEAR with another drift than its energy's."""
+
+    swirl: float = 0.5
+
+    def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        return super().drift(t, x, mu) + self.swirl
+
+
+def verdicts(scenario, run) -> set[str]:
+    checks = [theory.free_energy_dissipation(scenario, run), *theory.stationarity(scenario, run)]
+    return {f"{check.verdict}: {check.reason}" for check in checks}
+
+
+def test_theorems_are_not_held_against_runs_with_births_and_deaths(run):
+    born = mfsde.simulate(of_linear(alpha=2.0), **SETTINGS)
+    # Whatever scenario is named: the run is what it is. Without its variables the record still says so.
+    for scenario in (of_linear(alpha=2.0), of_linear(), LINEAR):
+        for told in (born, born.drop_vars(["parent", "events"]), born.assign_attrs(reaction="")):
+            (found,) = verdicts(scenario, told)
+            assert found.startswith("hypothesis fails: particles are born and die in this run (")
+    # A bare position does not know; its scenario does.
+    (found,) = verdicts(of_linear(alpha=2.0), born["position"])
+    assert found == "hypothesis fails: LangevinOf has births and deaths, and is no Langevin dynamics"
+    # The contrary: without births they hold, and births that nobody knows of violate them.
+    assert theory.free_energy_dissipation(of_linear(), mfsde.simulate(of_linear(), **SETTINGS)).verdict == "holds"
+    assert theory.free_energy_dissipation(of_linear(), run).verdict == "holds"
+    hidden = theory.free_energy_dissipation(LINEAR, born["position"])
+    assert hidden.verdict == "violated"
+    assert str(hidden).startswith("free-energy dissipation: violated, margin 1.")
+    check = theory.free_energy_dissipation(LINEAR, born)
+    assert math.isnan(check.margin)
+    assert str(check) == f"free-energy dissipation: hypothesis fails\n  {check.reason}"
+
+
+def test_theorems_are_not_held_against_another_drift_or_noise(run):
+    slow = mfsde.simulate(Slowed(xi=0.3), **SETTINGS)
+    (found,) = verdicts(Slowed(xi=0.3), slow)
+    assert "hypothesis fails: the noise of Slowed at t = 0 is not σ = 1" in found
+    assert theory.free_energy_dissipation(Slowed(xi=1.0), run).verdict == "holds"
+    assert theory.free_energy_dissipation(LINEAR, slow).verdict == "violated"
+    (found,) = verdicts(Stirred(), mfsde.simulate(Stirred(), **SETTINGS))
+    assert "hypothesis fails: the drift of Stirred is not -(D_mF + T ∇U)" in found
+    assert theory.free_energy_dissipation(Stirred(swirl=0.0), run).verdict == "holds"
+    still = mfsde.GradientFlowOf(LINEAR)
+    (found,) = verdicts(still, mfsde.simulate(still, **SETTINGS))
+    assert "hypothesis fails: GradientFlowOf has no constant sigma > 0" in found
+    # Independent copies of the nonlinear process follow the same flow of laws.
+    copies = mfsde.decoupled(LINEAR, LINEAR.limit)
+    assert theory.free_energy_dissipation(copies, mfsde.simulate(copies, **SETTINGS)).verdict == "holds"
+
+
+def test_theorems_are_not_held_against_minibatches_velocities_or_walls(run):
+    for method in ("sgd", "baoab"):
+        (found,) = verdicts(LINEAR, run.assign_attrs(method=method))
+        assert found.startswith("hypothesis fails: the run")
+        assert f"(method '{method}')" in found
+    kinetic = mfsde.KineticOf(LINEAR, 1.0, 1.0)
+    positions = mfsde.simulate(kinetic, method="euler", **SETTINGS)
+    (found,) = verdicts(kinetic, positions)
+    assert "hypothesis fails: KineticOf is kinetic" in found
+
+    @dataclass(frozen=True)
+    class Walled(Linear):
+        def project(self, x: Tensor) -> Tensor:
+            return x.abs()
+
+    walled = mfsde.simulate(Walled(), **SETTINGS)
+    checks = theory.stationarity(Walled(), walled, start=0.5)
+    assert {check.verdict for check in checks} == {"hypothesis fails"}
+    assert "projected into a domain" in checks[0].reason
+    assert "violated" in [check.verdict for check in theory.stationarity(LINEAR, walled, start=0.5)]
+
+
+def test_flows_and_rates_are_of_one_dynamics():
+    def check(scenario):
+        return theory.free_energy_dissipation(scenario, LINEAR.limit, start=0.1, stop=2.0)
+
+    for other in (Slowed(xi=0.3), Stirred(), of_linear(alpha=2.0), mfsde.GradientFlowOf(LINEAR)):
+        assert check(other).verdict == "hypothesis fails"
+        assert check(other).reason
+        decay = contraction.decay_rate(Rate(3.6, 3.5, 3.7, 0.01, (0.0, 1.0), 1.0, "given"), 4.0, other)
+        assert (decay.verdict, bool(decay.reason)) == ("hypothesis fails", True)
+    assert check(Slowed(xi=1.0)).verdict == check(of_linear()).verdict == "holds"
+    # Theorem 5 with constants of a scenario that is slower than they say.
+    mu = LINEAR.initial().as_measure()
+    for scenario, verdict in ((LINEAR, "violated"), (of_linear(), "violated"), (Slowed(xi=0.3), "hypothesis fails")):
+        bounds = contraction.contraction_of(scenario, [mu])
+        assert contraction.contraction_check(bounds, 1.0, 0.9, 1.0).verdict == verdict
+
+
+def test_stability_is_not_held_against_particles_without_paths(run):
+    given = {"lipschitz": 0.0, "one_sided": -6.0, "sigma": 1.0}
+    other = started_elsewhere()
+    assert contraction.stability(run, other, **given).verdict == "violated"
+    born = mfsde.simulate(of_linear(alpha=2.0), **SETTINGS)
+    for pair in ((born, other), (other, born)):
+        check = contraction.stability(*pair, **given)
+        assert check.verdict == "hypothesis fails"
+        assert "born and die" in check.reason
+
+
 def started_elsewhere() -> xr.Dataset:
     return mfsde.simulate(replace(LINEAR, m0=-1.0, v0=0.1), **SETTINGS)
 
