@@ -6,7 +6,8 @@ or one large system, with the seed and the step of the run. For Lipschitz coeffi
 
 A decoupled run is exact when its law is that of the scheme. The law of the continuous equation differs from it by
 O(dt), which leaves a floor of O(dt²) under the squared error, whatever N. Under common noise the limit is random, and a
-given flow of laws is no reference; take a large system.
+given flow of laws is no reference; take a large system. Across births and deaths particles have no paths to compare:
+such runs are refused, and their laws can be compared instead (`wasserstein.to_law`).
 
 With a system of M particles as reference, which contains the N, the measured E|X^{i,N} - X^{i,M}|² is smaller than
 the coupling error. Write D^N = X^{i,N} - X̄^i. Its leading part is a mean over the particles of centred terms,
@@ -32,7 +33,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from . import particles, replicas
+from . import dynamics, particles, replicas
 from .labels import apply
 from .rates import Rate
 
@@ -68,7 +69,8 @@ def coupling_error(run: xr.Dataset, reference: xr.Dataset, coarse_reference: xr.
 
     Raises:
         TypeError: a run that is no Dataset.
-        ValueError: runs that are not coupled, fewer than two replicas, values that are not finite.
+        ValueError: runs that are not coupled, or have births and deaths; fewer than two replicas, values that are not
+            finite.
 
     """
     errors = squared_error(run, reference, coarse_reference)
@@ -89,7 +91,8 @@ def squared_error(run: xr.Dataset, reference: xr.Dataset, coarse_reference: xr.D
 
     Raises:
         TypeError: a run that is no Dataset.
-        ValueError: runs that are not coupled; a coarse reference that says nothing about the reference.
+        ValueError: runs that are not coupled, or have births and deaths; a coarse reference that says nothing about the
+            reference.
 
     """
     errors = _particle_mean(_squared_distance(run, reference), run)
@@ -246,7 +249,7 @@ def table(
     Raises:
         TypeError: not runs.
         ValueError: fewer than two sizes, or equal ones; runs that differ in more than N; a time that was not saved;
-            runs that are not coupled to their reference.
+            runs that are not coupled to their reference, or have births and deaths.
 
     """
     runs = list(runs)
@@ -288,7 +291,8 @@ def weak_error(run: xr.Dataset, reference: xr.Dataset, phi: TestFunction) -> xr.
 
     Raises:
         TypeError: a run that is no Dataset.
-        ValueError: runs that are not coupled, fewer than two replicas, a φ that loses the particle axis.
+        ValueError: runs that are not coupled, or have births and deaths; fewer than two replicas, a φ that loses the
+            particle axis.
 
     """
     x, y = _coupled(run, reference)
@@ -531,6 +535,13 @@ def _check_dataset(run: Any, name: str) -> None:
         raise TypeError(
             f"{name} is a {type(run).__name__}; expected a run Dataset, as simulate and open_run return it: its "
             "attributes tell whether two runs share their noise."
+        )
+    found = dynamics.births(run)
+    if found:
+        raise ValueError(
+            f"{name}: {found}, so that the particle i of one time need not be that of the next, and no path belongs to "
+            "a path of the other run. Measure laws instead: wasserstein.to_law(run, law), or "
+            "wasserstein.debiased(run, reference)."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -556,6 +556,51 @@ def test_a_function_of_the_particles_keeps_their_axis(pair):
         chaos.weak_error(*pair, lambda x: x)
     with pytest.raises(ValueError, match=r"φ of the particles.*not finite"):
         chaos.weak_error(*pair, lambda x: np.full(x.shape[:-1], np.nan))
+
+
+@dataclass(frozen=True)
+class Selected(MeanFieldOU):
+    """Particles to the right of their mean die, those to the left are copied."""
+
+    selection: float = 1.0
+
+    def birth_death_rate(self, t: float, x: torch.Tensor, mu: mfsde.EmpiricalMeasure) -> torch.Tensor:
+        return self.selection * x.sum(-1)
+
+
+def test_particles_that_are_born_and_die_have_no_paths_to_compare():
+    settings = {**SMALL, "n_particles": 12}
+    born, large, larger = (
+        mfsde.simulate(Selected(), **{**settings, "n_particles": n}) for n in (12, 24, 48)
+    )  # fmt: skip
+    assert {"parent", "events"} <= set(born)
+    compared = (
+        lambda run, other: chaos.squared_error(run, other),
+        lambda run, other: chaos.coupling_error(run, other),
+        lambda run, other: chaos.sup_error(run, other),
+        lambda run, other: chaos.uniform_error(run, other),
+        lambda run, other: chaos.weak_error(run, other, lambda x: x[..., 0]),
+        lambda run, other: chaos.table([run, large], other),
+    )
+    moved = mfsde.simulate(MeanFieldOU(), **settings)
+    reasons = r"are born and die in this run \(.*\), so that .* Measure laws instead: wasserstein\.to_law\(run, law\)"
+    for compare in compared:
+        for run, name in ((born, "`parent` and `events`"), (born.drop_vars(["parent", "events"]), "reaction 'jumps'")):
+            with pytest.raises(ValueError, match=reasons) as problem:
+                compare(run, larger)
+            assert name in str(problem.value)
+    for run, other in ((moved, larger), (born, mfsde.simulate(MeanFieldOU(), **{**settings, "n_particles": 24}))):
+        with pytest.raises(ValueError, match=reasons):
+            chaos.squared_error(run, other)
+    with pytest.raises(ValueError, match=r"coarse_reference: particles are born and die"):
+        chaos.squared_error(moved, mfsde.simulate(MeanFieldOU(), **{**settings, "n_particles": 48}), large)
+    # A fluctuation is one of laws; and masses that change move no particle to another's place.
+    many = mfsde.simulate(Selected(), **{**settings, "n_replicas": 8})
+    assert bool(np.isfinite(chaos.fluctuation(many, lambda x: x[..., 0])).all())
+    weighted = [
+        mfsde.simulate(Selected(), method="euler+weights", **{**settings, "n_particles": n}) for n in (12, 24)
+    ]  # fmt: skip
+    assert float(chaos.squared_error(*weighted).isel(time=-1).mean()) > 0
 
 
 def test_growth_of_nothing_is_refused(pair):
