@@ -8,6 +8,6 @@ What they stand on:
     runs as arrays, errors: `particles`, `labels`, `replicas`
     transport: `ground`, `line`, `bures`, `laws`, `floor`, `sinkhorn`
     entropy: `neighbours`, `log_density`, `normalisation`, `quadrature`, `annealing`, `score_matching`
-    theorems: `check`, `gibbs`, `free_energy`
+    theorems: `check`, `dynamics` (which equation a run follows), `gibbs`, `free_energy`
     pictures: `axes`, `curves`, `clouds`, `limits`, `histograms`, `animations`, `fields`
 """

@@ -32,6 +32,8 @@ from .sgd import NoisySGD
 
 # Scalar coordinates that all members share.
 KEPT = ("n_particles", "dt", "seed")
+# Attributes that say something of one member only.
+OF_ONE = ("reaction", "selection")
 
 
 class _Member:
@@ -240,7 +242,8 @@ def compare(scenarios: Mapping[str, Any], **settings: Any) -> xr.Dataset:
     """Runs of several dynamics with equal settings and noise, in one dataset with a dimension `member`.
 
     Each runs by its own method: "baoab" where it is kinetic, "sgd" where it samples, "proximal" where a regulariser has
-    kinks, "euler" else. Positions only are kept of kinetic states; a variable that some members lack is NaN there.
+    kinks, "euler" else. Positions only are kept of kinetic states; a variable that some members lack is NaN there. The
+    attributes `methods` and `reactions` say how each member ran.
 
     Args:
         scenarios: name -> scenario, for instance from `members`.
@@ -255,16 +258,20 @@ def compare(scenarios: Mapping[str, Any], **settings: Any) -> xr.Dataset:
     taken = sorted({"store", "method"} & set(settings))
     if taken:
         raise TypeError(f"compare: {', '.join(taken)} belongs to one run; leave it out, or simulate one by one.")
-    runs = []
-    for scenario in scenarios.values():
+    runs, reactions = [], {}
+    for name, scenario in scenarios.items():
         run = _positions(scenario, simulate(scenario, method=method_of(scenario), **settings))
+        if "reaction" in run.attrs:
+            reactions[name] = run.attrs["reaction"]
+        run = run.drop_attrs(deep=False).assign_attrs({k: v for k, v in run.attrs.items() if k not in OF_ONE})
         runs.append(run.drop_vars([name for name in run.coords if name not in run.dims and name not in KEPT]))
     names = np.array(list(scenarios), dtype=object)
     table: xr.Dataset = xr.concat(
         runs, dim=xr.DataArray(names, dims="member", name="member", attrs={"long_name": "dynamics"}),
         join="exact", coords="minimal", compat="equals", combine_attrs="drop_conflicts", data_vars="all",
     )  # fmt: skip
-    return table.assign_attrs(methods={name: method_of(scenario) for name, scenario in scenarios.items()})
+    methods = {name: method_of(scenario) for name, scenario in scenarios.items()}
+    return table.assign_attrs(methods=methods, reactions=reactions)
 
 
 def method_of(scenario: Any) -> str:

@@ -105,6 +105,8 @@ def test_comparison_is_one_dataset_of_the_runs_themselves(tmp_path):
     assert table.position.dims == ("member", "time", "replica", "particle", "component")
     assert list(table.member.values) == ["gradient_flow", "langevin", "kinetic", "birth_death", "noisy_sgd"]
     assert json.loads(json.dumps(table.attrs["methods"]))["kinetic"] == "baoab"
+    assert table.attrs["reactions"] == {"birth_death": "jumps"}
+    assert "reaction" not in table.attrs
     alone = mfsde.simulate(LangevinOf(case, 0.3), **SETTINGS)
     assert np.array_equal(table.position.sel(member="langevin"), alone.position)
     kinetic = mfsde.simulate(KineticOf(case, 1.0, 0.3), method="baoab", **SETTINGS)
