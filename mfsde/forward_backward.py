@@ -3,10 +3,10 @@
     x ← prox_{hV}(x + h·ṽ(t, x, m) + √h·σ(t, x, m) ξ)
 
 First order in h; with noise and a wall the order in law is ½, as that of every scheme that projects onto the wall [3]
-(a `project` that mirrors is better there). Particles land on the kinks of V exactly (on 0 for |w|, on a wall for a set),
-stay while ṽ lies in ∂V there, and are released when it leaves it: for convex V the scheme's stationary points are those
-of the flow, whatever h, and without noise the objective does not increase where h <= 2/L, L the Lipschitz constant of ṽ
-as a function of all particles.
+(a `project` that mirrors is better there). Particles land on the kinks of V exactly (on 0 for |w|, on a wall for a
+set), stay while ṽ lies in ∂V there, and are released when it leaves it: for convex V the scheme's stationary points are
+those of the flow, whatever h, and without noise the objective does not increase where h <= 2/L, L the Lipschitz
+constant of ṽ as a function of all particles.
 
 [1] Lions, Mercier, Splitting algorithms for the sum of two nonlinear operators (1979).
 [2] With noise: Durmus, Majewski, Miasojedow, Analysis of Langevin Monte Carlo via convex optimization (2019).
