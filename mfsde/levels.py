@@ -1,6 +1,12 @@
 """What the samples of the levels have shown: variances, rates, the error that is left and what less of it would cost.
 
 Levels, P_ℓ and P̂_{ℓ-1} are those of `multilevel`.
+
+The rates α, β are slopes over the levels there are, and tend to their limits only as levels refine: variances are
+B·2^{-2ℓ} + A·2^{-3ℓ} + ..., whose local slope is above 2 for A > 0 (additive noise and a linear drift, for one) and
+below for A < 0. Their standard errors are those of the samples; the distance from the limit is not in them.
+
+Source of the pooled variances: Collier et al., BIT 55 (2015), who give each level a normal-gamma prior.
 """
 
 from __future__ import annotations
@@ -11,10 +17,17 @@ from functools import cached_property
 
 import numpy as np
 import xarray as xr
+from scipy.special import digamma, polygamma
 
 from .halves import Array, Problem, Samples
 from .model import numeric_fields
 from .settings import label
+
+# Degrees of freedom that the level before gives to a variance.
+PRIOR = 5
+# Measured rates are held between these where a finer level is expected from a coarser one: the upper ones are the
+# limits for smooth functionals, which slopes of coarse levels may pass.
+ALPHA, BETA = (0.5, 1.0), (0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -101,15 +114,23 @@ class Table:
 
     @cached_property
     def alpha(self) -> Line:
-        """Of |E[P_ℓ - P̂_{ℓ-1}]| ~ 2^{-αℓ}."""
+        """Slope of |E[P_ℓ - P̂_{ℓ-1}]| ~ 2^{-αℓ} over the levels ℓ ≥ 1 there are, weighed with their errors."""
         size = np.abs(self.mean[1:])
-        return self._rate(size, np.sqrt(self.variance[1:] / self.n_samples[1:]) / np.maximum(size, 1e-300), 1.0)
+        return self._rate(size, np.sqrt(self.steady_variance[1:] / self.n_samples[1:]) / np.maximum(size, 1e-300), 1.0)
 
     @cached_property
     def beta(self) -> Line:
-        """Of Var[P_ℓ - P̂_{ℓ-1}] ~ 2^{-βℓ}."""
+        """Slope of Var[P_ℓ - P̂_{ℓ-1}] ~ 2^{-βℓ} over the levels ℓ ≥ 1 there are, weighed with their errors.
+
+        With ν = M - 1, kurtosis κ and c = (κ - 3)/M, log V̂ has about the expectation log V + ψ(ν/2) - log(ν/2) - c/2
+        and the variance ψ'(ν/2) + c. Few samples cannot show a large kurtosis: κ is at least its mean over all of them.
+        """
         n = self.n_samples[1:]
-        return self._rate(self.variance[1:], np.sqrt(np.maximum(self.kurtosis[1:] - 1, 2) / n), 2.0)
+        half = (n - 1) / 2
+        kurtosis = np.maximum(self.kurtosis[1:], n @ self.kurtosis[1:] / n.sum())
+        excess = np.maximum(kurtosis - 3, 0) / n
+        size = self.variance[1:] * np.exp(np.log(half) - digamma(half) + excess / 2)
+        return self._rate(size, np.sqrt(polygamma(1, half) + excess), 2.0)
 
     @cached_property
     def gamma(self) -> Line:
@@ -130,11 +151,15 @@ class Table:
 
     @cached_property
     def steady_variance(self) -> Array:
-        """Variances that few samples cannot make too small: at least half of what the level before lets expect."""
-        rate = 2.0 ** max(self.beta.slope, 0.5)
+        """V_ℓ pooled with what the level before lets expect: (ν V̂_ℓ + ν₀ V_{ℓ-1}/2^β)/(ν + ν₀), ν = M - 1, ν₀ = PRIOR.
+
+        From level 2 on. Few samples make it neither too small nor too large by chance; many speak for themselves.
+        """
+        rate = _factor(self.beta, BETA)
         found = self.variance.copy()
         for k in range(2, len(found)):
-            found[k] = max(found[k], 0.5 * found[k - 1] / rate)
+            known = self.n_samples[k] - 1
+            found[k] = (known * found[k] + PRIOR * found[k - 1] / rate) / (known + PRIOR)
         return np.asarray(found)
 
     @property
@@ -145,7 +170,7 @@ class Table:
     @cached_property
     def bias(self) -> float:
         """|E P_L - Ψ(m_T)|, from the last three differences."""
-        rate = 2.0 ** min(max(self.alpha.slope, 0.5), 1.0)
+        rate = _factor(self.alpha, ALPHA)
         size = np.abs(self.mean)
         for k in range(2, len(size)):
             size[k] = max(size[k], 0.5 * size[k - 1] / rate)
@@ -165,7 +190,7 @@ class Table:
 
     def next_wanted(self, tolerance: float, share: float) -> int:
         """Samples of the level after the last, whose variance is extrapolated."""
-        v = np.append(self.steady_variance, self.steady_variance[-1] / 2.0 ** max(self.beta.slope, 0.5))
+        v = np.append(self.steady_variance, self.steady_variance[-1] / _factor(self.beta, BETA))
         c = np.append(self.unit_cost, self.problem.unit_cost(len(self.levels)))
         return math.ceil(math.sqrt(v[-1] / c[-1]) * float(np.sqrt(v * c).sum()) / (share * tolerance**2))
 
@@ -196,11 +221,11 @@ class Table:
             "plain_cost": (self.plain_cost(math.sqrt(goal.share) * goal.tolerance), "cost of plain Monte Carlo"),
         }
         for name, fit, what in (
-            ("alpha", self.alpha, "rate of the mean differences"),
-            ("beta", self.beta, "rate of the variances"),
+            ("alpha", self.alpha, "rate of the mean differences over the levels used"),
+            ("beta", self.beta, "rate of the variances over the levels used"),
             ("gamma", self.gamma, "rate of the costs"),
         ):
-            numbers |= {name: (fit.slope, what), f"{name}_stderr": (fit.stderr, f"standard error of the {what}")}
+            numbers |= {name: (fit.slope, what), f"{name}_stderr": (fit.stderr, f"sampling error of the {what}")}
         n = range(len(self.levels))
         columns: dict[str, tuple[Array, str]] = {
             "dt": (np.array([label(self.problem.dt(k)) for k in n]), "step"),
@@ -223,6 +248,11 @@ class Table:
         levels = xr.Variable("level", np.arange(len(self.levels)), {"long_name": "level", "units": "1"})
         attributes = self.problem.attributes({"tolerance": goal.tolerance, "variance_share": goal.share})
         return xr.Dataset(variables, {"level": levels, **coords}, attributes)
+
+
+def _factor(rate: Line, between: tuple[float, float]) -> float:
+    """2^rate, what one level divides by, the rate held between two numbers."""
+    return math.pow(2.0, min(max(rate.slope, between[0]), between[1]))
 
 
 def number(value: float, long_name: str) -> xr.Variable:

@@ -39,7 +39,7 @@ from .levels import Goal, Table, line, number
 MOST_LEVELS = 24
 # The fewest differences of which rates can be read.
 PILOT_LEVEL = 2
-# Of a new level; its variance is held against that of the level before.
+# Of a new level; its variance is pooled with what the level before lets expect.
 FEWEST = 5
 # A variance over fewer samples says little.
 FEWEST_FIRST = 10
@@ -108,7 +108,8 @@ def estimate(
 
     Returns:
         Dataset with `estimate`, `stderr`, `bias` (estimated, without sign), `error` = √(stderr² + bias²), `cost`, the
-        rates `alpha`, `beta`, `gamma` with `alpha_stderr`, ..., and over `level`: `dt`, `n_particles`, `n_samples`,
+        rates `alpha`, `beta`, `gamma`, slopes over the levels used, which tend to their limits as levels refine, with
+        the sampling errors `alpha_stderr`, ... of these slopes, and over `level`: `dt`, `n_particles`, `n_samples`,
         `mean`, `variance` and `kurtosis` of the differences (of P_0 on level 0), `fine_mean`, `fine_variance` of P_ℓ,
         `consistency` = (mean of P_{ℓ-1} - mean of P̂_{ℓ-1}) in standard errors, `unit_cost` of a sample, `seconds`
         spent. `plain_cost` is that of systems of the finest level alone, for the same share of the tolerance.
