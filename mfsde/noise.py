@@ -168,10 +168,11 @@ class Noise:
     substeps: a step of the run consists of k = `substeps` fine steps, and its Brownian increment is the sum of theirs:
     a run at dt with k substeps and a run at dt/k with one share their path.
 
-    antithetic: replicas 2j and 2j + 1 have the normals of the ordinary replica j, of every stream, as z and as -z. Each
-    replica alone is an ordinary one, so that means stay unbiased; the two of a pair are dependent, pairs are not.
-    Uniforms, integers and events are those of the replica itself, as without: pairs mirror diffusion, not jumps. A
-    stream that serves normals and uniforms must serve them at different particles or steps.
+    antithetic: replicas 2j and 2j + 1 have the normals of the ordinary replica j, of every stream, as z and as -z:
+    those of initial points, Brownian paths, common noise and data (`Draws.normals`). Each replica alone is an ordinary
+    one, so that means stay unbiased; the two of a pair are dependent, pairs are not. Uniforms, integers and events are
+    those of the replica itself, as without: pairs mirror neither jumps nor the choice of data. A stream that serves
+    normals and uniforms must serve them at different particles or steps.
 
     `normals`, `uniforms` and `integers` speak of fine steps; `increment`, `area` and `euler_` of steps of the run. A
     shape is (R, N, m): replicas, particles and channels; `first_replica` and `first_particle` shift the window, and any
