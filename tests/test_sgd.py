@@ -22,6 +22,7 @@ from mfsde.draws import SPAN, Draws
 from mfsde.limit import moments
 from mfsde.model import Equation
 from mfsde.scenarios import MeanFieldOU
+from mfsde.scenarios.isotropic_gaussians import IsotropicGaussians
 from mfsde.scenarios.online_gaussians import OnlineGaussians, _orthant
 from mfsde.sgd import check, minibatch_derivative, sgd
 
@@ -364,30 +365,43 @@ def outputs(case: NoisySGD, method: str, steps: int, n: int, replicas: int) -> n
     return risk(Neuron("tanh"), "squared", INPUTS, SMOOTH).predict(mu, INPUTS).numpy()
 
 
-def spread(errors: np.ndarray) -> tuple[float, float]:
-    """Log of the root mean square over replicas and its standard error."""
-    square = (errors**2).mean(1)
-    return 0.5 * math.log(square.mean()), 0.5 * square.std(ddof=1) / math.sqrt(len(square)) / square.mean()
+def fitted(squares: np.ndarray, *columns: np.ndarray) -> tuple[float, float]:
+    """First coefficient of a fit to the log root mean squares of (runs, R), least squares, and its jackknife error.
+
+    Runs may be dependent: replicas are left out of all of them at once.
+    """
+    weights = np.linalg.pinv(np.stack(columns, 1))[0]
+
+    def coefficient(kept: np.ndarray) -> float:
+        return float(weights @ (0.5 * np.log(kept.mean(1))))
+
+    n = squares.shape[1]
+    left = np.array([coefficient(np.delete(squares, r, 1)) for r in range(n)])
+    return coefficient(squares), math.sqrt((n - 1) * left.var())
 
 
 def test_sgd_and_exact_gradients_have_one_limit_at_the_rate_of_the_noise():
-    """Equal initial weights, so what is between them is the noise of the samples: √ε, whatever N."""
-    case = Network(batch_size=1, ridge=0.0)
-    reference = outputs(case, "euler", FINE, 16, 60)
-    found = [spread(outputs(case, "sgd", steps, 16, 60) - reference) for steps in STEPS]
-    logs, errors = np.array(found).T
-    x = np.log(1 / np.array(STEPS))
-    weight = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    rate, error = weight @ logs, math.sqrt(weight**2 @ errors**2)
-    # √ε up to its own correction of relative order ε, seen in the coarsest steps.
-    assert abs(rate - 0.5) < 4 * error + 0.03
-    assert abs(rate - 1.0) > 4 * error + 0.03
-    exact = [spread(outputs(case, "euler", steps, 16, 60) - reference)[0] for steps in STEPS]
-    # Less what the reference lacks itself.
-    assert abs(np.polyfit(np.log(1 / np.array(STEPS) - 1 / FINE), exact, 1)[0] - 1.0) < 0.1
-    # The sample is shared by all particles: eight times as many leave the distance as it is.
-    wide = spread(outputs(case, "sgd", 32, 128, 60) - outputs(case, "euler", FINE, 128, 60))
-    assert abs(wide[0] - logs[2]) < 4 * math.hypot(wide[1], errors[2]) + 0.1
+    """Equal initial weights and steps, so what is between them is the noise of the samples: c √ε (1 + kε)."""
+    case, eps, one = Network(batch_size=1, ridge=0.0), 1 / np.array(STEPS), np.ones(len(STEPS))
+    exact = [outputs(case, "euler", steps, 16, 120) for steps in STEPS]
+    noise = [outputs(case, "sgd", steps, 16, 120) - like for steps, like in zip(STEPS, exact, strict=True)]
+    rate, error = fitted(np.square(noise).mean(2), np.log(eps), one, eps)
+    assert abs(rate - 0.5) < 4 * error
+    assert abs(rate - 1.0) > 4 * error
+    # Exact gradients: c (ε - ε₀)(1 + k (ε + ε₀)) to second order, less what the reference lacks itself.
+    gap = np.array(exact) - outputs(case, "euler", FINE, 16, 120)
+    size = np.square(gap).mean((1, 2))
+    order = np.linalg.lstsq(np.stack([np.log(eps - 1 / FINE), one, eps + 1 / FINE], 1), 0.5 * np.log(size))[0][0]
+    assert abs(order - 1.0) < eps[0] ** 2
+
+
+def test_the_noise_of_the_samples_does_not_fall_with_the_number_of_particles():
+    """All particles share the sample: N^0 (1 + b/N) between SGD and exact gradients, and no N^{-½}."""
+    case, counts = Network(batch_size=1, ridge=0.0), np.array([16, 64, 256])
+    noise = [outputs(case, "sgd", 32, n, 60) - outputs(case, "euler", 32, n, 60) for n in counts]
+    power, error = fitted(np.square(noise).mean(2), np.log(counts), np.ones(3), 1 / counts)
+    assert abs(power) < 4 * error
+    assert abs(power + 0.5) > 4 * error
 
 
 # Samples in a run -----------------------------------------------------------------------------------------------------
@@ -544,22 +558,45 @@ def test_the_orthant_probabilities_are_as_accurate_as_they_say(rho):
         assert _orthant(*given).item() == pytest.approx(orthant(h, k, rho), abs=tolerance)
 
 
-def test_the_law_of_the_norms_follows_the_reduced_flow():
-    """From one initial law, mean norms of SGD against the radial flow, ε = 1e-4, N = 100."""
-    case = replace(SMALL, data_dim=40)
+@dataclass(frozen=True)
+class FromNorms(IsotropicGaussians):
+    """The radial flow from given norms, (R, N, 1)."""
+
+    start: Any = None
+
+    def initial(self) -> EmpiricalMeasure:
+        return EmpiricalMeasure(self.start)
+
+
+def lengthening(eps: float, n_particles: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean norms of SGD at 0.2, less those of the radial flow from its own initial norms, and less the initial ones."""
     run = mfsde.simulate(
-        case, n_particles=100, n_replicas=8, horizon=0.2, dt=1e-4, seed=0, save_every=2000, method="sgd",
+        replace(SMALL, data_dim=40), n_particles=n_particles, n_replicas=8, horizon=0.2, dt=eps, seed=0,
+        save_every=round(0.2 / eps), method="sgd",
+    )  # fmt: skip
+    start, end = torch.from_numpy(run["position"].values).norm(dim=-1, keepdim=True)
+    flow = mfsde.simulate(
+        FromNorms(start=start), n_particles=n_particles, n_replicas=8, horizon=0.2, dt=0.1, seed=0, method="dopri5",
         keep_particles=0,
     )  # fmt: skip
-    flow = mfsde.simulate(case.reduced, n_particles=4000, horizon=0.2, dt=0.01, seed=0, keep_particles=0)
-    norms = run["norm"].values[-1]
-    error = norms.std(ddof=1) / math.sqrt(len(norms))
-    final = flow["mean"].values[-1].item()
-    assert flow["mean"].values[0].item() + 0.15 < final
-    # The noise of the samples lengthens the weights, by 60 ε here; the particles' action on themselves, of order 1/N,
-    # shortens them by 0.005: both found by changing ε.
-    assert abs(norms.mean() - final) < 4 * error + 0.01
-    assert abs(norms.mean() - flow["mean"].values[0].item()) > 4 * error + 0.01
+    mean = end.double().mean((1, 2)).numpy()
+    return mean - flow["mean"].values[-1].reshape(8), mean - start.double().mean((1, 2)).numpy()
+
+
+def test_the_law_of_the_norms_follows_the_reduced_flow():
+    """Mean norms of SGD against the radial flow, extrapolated to ε = 0 and N = ∞ for each replica: a ε + b/N."""
+    fine, moved = lengthening(1e-4, 100)
+    # The noise of the samples lengthens the weights; the particles' action on themselves shortens them.
+    coarse, few = lengthening(2e-4, 100)[0], lengthening(1e-4, 50)[0]
+
+    def score(values: np.ndarray) -> float:
+        return abs(values.mean()) / (values.std(ddof=1) / math.sqrt(len(values)))
+
+    limit = fine - (coarse - fine) - (few - fine)
+    assert score(limit) < 4
+    # Without the extrapolation in ε; with weights that stay where they are.
+    assert score(coarse) > 4
+    assert score(limit + moved - fine) > 4
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
