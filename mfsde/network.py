@@ -2,6 +2,7 @@
 
 The predictor f(z) = ∫ feature(θ, z) m(dθ) is linear in the measure, so every derivative of the risk is an integral of
 features against the loss derivative at f: cost O(N·n), never O(N²). Data are visited in chunks; no graph survives one.
+`Risk.minibatch_derivative` is the gradient on rows of the data that differ between replicas.
 `Neuron` is the standard feature with a hand-written gradient; any callable works.
 """
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .energy import Energy, _gradient
+from .energy import Energy, Sum, _gradient
 from .measure import EmpiricalMeasure
 from .tape import constant, is_recording, recording, values, variable
 
@@ -81,6 +82,11 @@ class Neuron:
         ACTIVATIONS[self.activation][0](out)
         f = torch.bmm(out, beta * weights * self.scale)
         return f.squeeze(-1) if self.n_outputs is None else f
+
+    def activated(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """σ(α·z), (R, N, b), for data of each replica's own, z: (R, b, p); and β."""
+        alpha, beta = self._split(theta, z)
+        return ACTIVATIONS[self.activation][0](torch.bmm(alpha, z.mT)), beta
 
     def _split(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         p = z.shape[-1]
@@ -198,6 +204,28 @@ class Risk(Energy):
             self._add_gradient(mu, x, z, y, total)
         return total
 
+    def minibatch_derivative(self, mu: EmpiricalMeasure, x: Tensor, rows: Tensor, factor: float = 1.0) -> Tensor:
+        """(c/b) Σ_s ∂loss_s · ∇_θ feature(x, z_s), s in the replica's own rows, c = factor, detached.
+
+        x: (R, N, d), rows: (R, b). O(N b d) for a Neuron, whose gradient is written out; other features are
+        differentiated, mapped over replicas.
+        """
+        self._check(mu)
+        inputs, targets = self.data(x)
+        z, y = inputs[rows], targets[rows]
+        scale = factor * self.n_data / rows.shape[-1]
+        if isinstance(self._feature, Neuron):
+            with torch.no_grad():
+                return self._neuron_minibatch(self._feature, mu, x, z, y, scale)
+        feature = torch.vmap(self._feature)
+        with torch.enable_grad():
+            theta = x.detach().requires_grad_()
+            values = feature(theta.unsqueeze(-2), z)
+            with torch.no_grad():
+                f = mu.integrate(lambda points: values if x is mu.points else feature(points.unsqueeze(-2), z))
+                r = self._residuals(f, y).mul_(scale).unsqueeze(1)
+            return _gradient((values * r).sum(), [theta])[0]
+
     def second_derivative(self, mu: EmpiricalMeasure, x: Tensor, y: Tensor) -> Tensor:
         """(1/n) Σ_s (φ_s(x) - f_s)ᵀ ∂²loss_s (φ_s(y) - f_s), φ_s = feature(·, z_s)."""
         self._check(mu)
@@ -279,6 +307,34 @@ class Risk(Energy):
                 pulled.add_(hidden if x is mu.points else own, z, r)
             return pulled.result().reshape(x.shape)
 
+    def _neuron_minibatch(
+        self, neuron: Neuron, mu: EmpiricalMeasure, x: Tensor, z: Tensor, y: Tensor, scale: float
+    ) -> Tensor:
+        """∇_α = Σ_s (β·r_s) σ'(α·z_s) z_s and ∇_β = Σ_s r_s σ(α·z_s), r_s scaled.    z: (R, b, p), y: (R, b[, k])."""
+        _, slope_, offset, factor = ACTIVATIONS[neuron.activation]
+        hidden, beta = neuron.activated(x, z)
+        inner, outer = (hidden, beta) if x is mu.points else neuron.activated(mu.points, z)
+        f = torch.bmm(inner.mT, outer / mu.n_particles if mu.is_uniform else outer * mu.weights.unsqueeze(-1))
+        r = self._residuals(f.mul_(neuron.scale).view(y.shape), y).view(f.shape) * (scale * neuron.scale)
+        total, p = torch.empty_like(x), z.shape[-1]
+        torch.bmm(hidden, r, out=total[..., p:])
+        slope_(hidden)
+        if (offset, factor) != (0.0, 1.0):
+            hidden.mul_(factor).add_(offset)
+        hidden.mul_(torch.bmm(beta, r.mT))
+        # A matrix product of rank one takes twice as long as the outer product.
+        torch.mul(hidden, z, out=total[..., :p]) if z.shape[1] == 1 else torch.bmm(hidden, z, out=total[..., :p])
+        return total
+
+    def _residuals(self, f: Tensor, y: Tensor) -> Tensor:
+        """∂loss/∂f divided by n, for data that differ between replicas.    (R, b[, k])."""
+        if self._loss in (squared_loss, logistic_loss):
+            return self._residual(f, y)
+        # A callable loss was promised targets without a replica axis.
+        with torch.enable_grad():
+            at = f.detach().requires_grad_()
+            return _gradient(torch.vmap(self._loss)(at, y).sum(), [at])[0] / self.n_data
+
     def _add_gradient(self, mu: EmpiricalMeasure, x: Tensor, z: Tensor, y: Tensor, total: Tensor) -> None:
         with torch.enable_grad():
             theta = x.detach().requires_grad_()
@@ -334,6 +390,31 @@ def risk(feature: Feature, loss: str | Loss, inputs: Any, targets: Any) -> Risk:
 
     """
     return Risk(feature, loss, inputs, targets)
+
+
+def risks(energy: Energy) -> list[Risk]:
+    """The terms of an energy that are risks."""
+    return [term for _, term in _terms(energy) if isinstance(term, Risk)]
+
+
+def minibatch_derivative(energy: Energy, mu: EmpiricalMeasure, x: Tensor, rows: Tensor, factor: float = 1.0) -> Tensor:
+    """The gradient c D_mF(mu, x), c = factor, with the risks of F on rows of the data and all other terms as they are.
+
+    x: (R, N, d), rows: (R, b) -> (R, N, d).
+    """
+    total: Tensor | None = None
+    for weight, term in _terms(energy):
+        if isinstance(term, Risk):
+            slope = term.minibatch_derivative(mu, x, rows, factor * weight)
+        else:
+            slope = term.intrinsic_derivative(mu, x) * (factor * weight)
+        total = slope if total is None else total.add_(slope)
+    assert total is not None
+    return total
+
+
+def _terms(energy: Energy) -> list[tuple[Any, Energy]]:
+    return energy.terms if isinstance(energy, Sum) else [(1.0, energy)]
 
 
 def _loss(loss: str | Loss) -> Loss:

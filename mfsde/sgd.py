@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,11 +17,10 @@ from torch import Tensor
 
 from .clock import Clock
 from .draws import Draws
-from .energy import Energy, _gradient
 from .euler import explicit
 from .measure import EmpiricalMeasure
 from .model import Equation, confinement_gradient, energy_of, scenario_name, unchanged
-from .network import ACTIVATIONS, Neuron, Risk, logistic_loss, squared_loss
+from .network import minibatch_derivative, risks
 from .noise import Noise
 
 # Long name of a run's time axis.
@@ -132,15 +130,7 @@ class NoisySGD:
     def sampled_drift(self, t: float, x: Tensor, mu: EmpiricalMeasure, sample: Tensor) -> Tensor:
         """-ξ(t) (D_mF̂(mu, x) + T ∇U(x)), F̂ the risk on the minibatch.    x: (R, N, d), sample: (R, b)."""
         rate = self._rate(t)
-        total: Tensor | None = None
-        for factor, term in energy_of(self)._terms():
-            if isinstance(term, Risk):
-                slope = minibatch_derivative(term, mu, x, sample, -rate * factor)
-            else:
-                slope = term.intrinsic_derivative(mu, x) * (-rate * factor)
-            total = slope if total is None else total.add_(slope)
-        assert total is not None
-        return self._confined(rate, x, total)
+        return self._confined(rate, x, minibatch_derivative(energy_of(self), mu, x, sample, -rate))
 
     def check_batch(self) -> None:
         """Refuses minibatches that the data cannot give (ValueError)."""
@@ -159,7 +149,7 @@ class NoisySGD:
 
     @property
     def _n_data(self) -> int:
-        sizes = {term.n_data for term in _risks(energy_of(self))}
+        sizes = {term.n_data for term in risks(energy_of(self))}
         if len(sizes) != 1:
             raise TypeError(
                 f"{scenario_name(self)}.energy has {'no risk' if not sizes else 'risks on different numbers of data'}; "
@@ -184,69 +174,6 @@ class NoisySGD:
         if float(self.sigma) == 0 or not hasattr(self, "confinement"):
             return force
         return force.add_(confinement_gradient(self, x), alpha=-0.5 * rate * float(self.sigma) ** 2)
-
-
-def minibatch_derivative(risk: Risk, mu: EmpiricalMeasure, x: Tensor, rows: Tensor, factor: float = 1.0) -> Tensor:
-    """(c/b) Σ_s ∂loss_s · ∇_θ feature(x, z_s), s in the replica's own rows, c = factor.    x: (R, N, d), rows: (R, b).
-
-    O(N b d) for a Neuron, whose gradient is written out; other features are differentiated, mapped over replicas.
-    """
-    risk._check(mu)
-    inputs, targets = risk.data(x)
-    z, y = inputs[rows], targets[rows]
-    scale = factor * risk.n_data / rows.shape[-1]
-    if isinstance(risk._feature, Neuron):
-        with torch.no_grad():
-            return _neuron_derivative(risk, risk._feature, mu, x, z, y, scale)
-    feature = torch.vmap(risk._feature)
-    with torch.enable_grad():
-        theta = x.detach().requires_grad_()
-        values = feature(theta.unsqueeze(-2), z)
-        with torch.no_grad():
-            f = mu.integrate(lambda points: values if x is mu.points else feature(points.unsqueeze(-2), z))
-            r = _residuals(risk, f, y).mul_(scale).unsqueeze(1)
-        return _gradient((values * r).sum(), [theta])[0]
-
-
-def _neuron_derivative(
-    risk: Risk, neuron: Neuron, mu: EmpiricalMeasure, x: Tensor, z: Tensor, y: Tensor, scale: float
-) -> Tensor:
-    """∇_α = Σ_s (β·r_s) σ'(α·z_s) z_s and ∇_β = Σ_s r_s σ(α·z_s), r_s scaled.    z: (R, b, p), y: (R, b[, k])."""
-    activate_, slope_, offset, factor = ACTIVATIONS[neuron.activation]
-    alpha, beta = neuron._split(x, z)
-    hidden = activate_(torch.bmm(alpha, z.mT))
-    inner, outer = (hidden, beta) if x is mu.points else _elsewhere(neuron, mu, z)
-    f = torch.bmm(inner.mT, outer / mu.n_particles if mu.is_uniform else outer * mu.weights.unsqueeze(-1))
-    r = _residuals(risk, f.mul_(neuron.scale).view(y.shape), y).view(f.shape) * (scale * neuron.scale)
-    total, p = torch.empty_like(x), z.shape[-1]
-    torch.bmm(hidden, r, out=total[..., p:])
-    slope_(hidden)
-    if (offset, factor) != (0.0, 1.0):
-        hidden.mul_(factor).add_(offset)
-    hidden.mul_(torch.bmm(beta, r.mT))
-    # A matrix product of rank one takes twice as long as the outer product.
-    torch.mul(hidden, z, out=total[..., :p]) if z.shape[1] == 1 else torch.bmm(hidden, z, out=total[..., :p])
-    return total
-
-
-def _elsewhere(neuron: Neuron, mu: EmpiricalMeasure, z: Tensor) -> tuple[Tensor, Tensor]:
-    """σ(α·z), (R, M, b), and β of the measure's own points."""
-    alpha, beta = neuron._split(mu.points, z)
-    return ACTIVATIONS[neuron.activation][0](torch.bmm(alpha, z.mT)), beta
-
-
-def _residuals(risk: Risk, f: Tensor, y: Tensor) -> Tensor:
-    """∂loss/∂f divided by n, for data that differ between replicas.    (R, b[, k])."""
-    if risk._loss in (squared_loss, logistic_loss):
-        return risk._residual(f, y)
-    # A callable loss was promised targets without a replica axis.
-    with torch.enable_grad():
-        at = f.detach().requires_grad_()
-        return _gradient(torch.vmap(risk._loss)(at, y).sum(), [at])[0] / risk.n_data
-
-
-def _risks(energy: Energy) -> Iterator[Risk]:
-    return (term for _, term in energy._terms() if isinstance(term, Risk))
 
 
 def _pass_through(draws: Draws, n: int, b: int) -> Tensor:

@@ -24,7 +24,7 @@ from mfsde.model import Equation
 from mfsde.scenarios import MeanFieldOU
 from mfsde.scenarios.isotropic_gaussians import IsotropicGaussians
 from mfsde.scenarios.online_gaussians import OnlineGaussians, _orthant
-from mfsde.sgd import check, minibatch_derivative, sgd
+from mfsde.sgd import check, sgd
 
 FLOAT64 = torch.float64
 
@@ -120,12 +120,12 @@ def test_the_minibatch_gradient_is_the_average_of_those_of_its_data(name, weight
     x = normals(2, 5, d, seed=1)
     mu = EmpiricalMeasure(x, torch.softmax(normals(2, 5, seed=2), -1) if weighted else None)
     for at in (x, normals(2, 4, d, seed=3)):
-        single = [minibatch_derivative(energy, mu, at, torch.tensor([[s], [s]])) for s in range(6)]
+        single = [energy.minibatch_derivative(mu, at, torch.tensor([[s], [s]])) for s in range(6)]
         exact = energy.intrinsic_derivative(mu, at)
         close = {"rtol": 0, "atol": 1e-12}
         torch.testing.assert_close(sum(single) / 6, exact, **close)
         # Replicas have their own rows.
-        both = minibatch_derivative(energy, mu, at, torch.tensor([[0, 4], [5, 5]]), 3.0)
+        both = energy.minibatch_derivative(mu, at, torch.tensor([[0, 4], [5, 5]]), 3.0)
         torch.testing.assert_close(both[0], 1.5 * (single[0] + single[4])[0], **close)
         torch.testing.assert_close(both[1], 3.0 * single[5][1], **close)
         # The data themselves, and the gradient of the same data as an energy of their own.
