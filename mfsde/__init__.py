@@ -27,7 +27,7 @@ _HOMES = {
     "run": ("resume", "simulate", "sweep"),
     "sensitivity": ("differentiate",),
     "calibration": ("NotConverged", "fit"),
-    "family": ("GradientFlowOf", "KineticOf", "LangevinOf", "SampledOf", "compare", "members"),
+    "family": ("GradientFlowOf", "KineticOf", "LangevinOf", "NoisySGDOf", "compare", "members"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 # Modules that are used by their own name.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .family import GradientFlowOf as GradientFlowOf
     from .family import KineticOf as KineticOf
     from .family import LangevinOf as LangevinOf
-    from .family import SampledOf as SampledOf
+    from .family import NoisySGDOf as NoisySGDOf
     from .family import compare as compare
     from .family import members as members
     from .gradient_flow import GradientFlow as GradientFlow

@@ -421,7 +421,7 @@ def _refuse_step(name: str, t: float, h: float, replica: Tensor, particle: Tenso
         f"{name}.birth_death_rate: |L| = {largest:.4g} at time {t:.12g}, replica {int(replica[worst])}, particle "
         f"{int(particle[worst])} (L = rate minus its mean), so that |L| dt = {largest * h:.3g} > {MAX_RING:g}: more "
         f"events are due in a step than the one that a particle can have. dt = {1 / largest:.2g} would just do, dt = "
-        f'{0.1 / largest:.2g} keeps the error in its rate below 5 %; or use the reaction "clocks", exact in time.'
+        f'{0.1 / largest:.2g} keeps the error in its rate below 5 %; or use method="euler+clocks", exact in time.'
     )
 
 

@@ -44,21 +44,14 @@ KEYWORDS = {
     "overwrite=True": "--overwrite",
     "reference=..., last=True": "--reference STORE --last",
     "last=True": "--last",
+    "method='": "--method '",
+    'method="': '--method "',
     "start=": "--start ",
 }
 # What a scenario may define besides its equation.
 OPTIONAL = (
-    *(
-        "energy",
-        "regulariser",
-        "common_diffusion",
-        "project",
-        "project_at",
-        "period",
-        "birth_death_rate",
-        "reinjection",
-    ),
-    *("force", "sampled_drift", "limit", "log_invariant", "observables"),
+    *("energy", "confinement", "regulariser", "common_diffusion", "project", "project_at", "period", "force"),
+    *("smooth_drift", "proximal", "birth_death_rate", "reinjection", "sample", "limit", "log_invariant", "observables"),
 )
 REQUIRED = ("n_particles", "horizon", "dt", "seed")
 CHECKPOINTS = 20
@@ -91,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.command(options)
     except KeyboardInterrupt as stop:
-        told = str(stop) or "interrupted before the first step; nothing was stored"
+        steps = options.command in (_run, _resume, _sweep)
+        told = str(stop) or f"interrupted{' before the first step' * steps}; nothing was stored"
         print(f"mfsde: {_as_command(told)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -197,8 +191,8 @@ def _scenario(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--as",
         dest="member",
         metavar="DYNAMICS",
-        help="run the scenario's energy under gradient_flow, langevin, kinetic or noisy_sgd; their own fields "
-        "(alpha, gamma, batch_size, ...) are set with --set too",
+        help="run the scenario's energy under gradient_flow, langevin, kinetic, birth_death or noisy_sgd; their own "
+        "fields (alpha, gamma, batch_size, ...) are set with --set too",
     )
     return parser
 
@@ -257,9 +251,16 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _resume(options: argparse.Namespace) -> None:
-    from . import resume
+    from . import open_run, resume
 
+    if _is_limit(open_run(options.store)):
+        raise UsageError(f"{options.store} is a limit, which is stored as a whole; there is nothing to resume.")
     _report(resume(options.store, progress=True), options.store)
+
+
+def _is_limit(data: xr.Dataset) -> bool:
+    """Whether a stored dataset is a law, and not a run of particles."""
+    return "n_particles" not in data.coords
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -411,6 +412,11 @@ def _analyse(options: argparse.Namespace) -> None:
 
     _check_analyse(options)
     run = open_run(options.store).isel(time=slice(None, None, options.every))
+    if _is_limit(run):
+        raise UsageError(
+            f"{options.store} is a limit, not a run; compare a run with it: mfsde analyse RUN --reference "
+            f"{options.store}."
+        )
     described = read_settings(options.store)
     scenario = None
     try:
@@ -500,34 +506,15 @@ def _built(options: argparse.Namespace) -> Any:
     given = dict(map(_assignment, options.set))
     if options.member is None:
         return _with_fields(cls, given)
-    member = _member(options.member)
-    own = {f.name for f in dataclasses.fields(cls)}
-    inner = _with_fields(cls, {name: text for name, text in given.items() if name in own})
-    rest = {name: text for name, text in given.items() if name not in own}
-    return _with_fields(member, rest, of=inner, **_shared(member, inner, rest))
-
-
-def _member(name: str) -> type:
-    """The class of a member of the family."""
     from . import family
 
-    if name not in family.MEMBERS:
-        raise UsageError(f"--as {name}: expected one of {', '.join(family.MEMBERS)}.")
-    return family.MEMBERS[name]
-
-
-def _shared(member: type, inner: Any, given: dict[str, str]) -> dict[str, Any]:
-    """The noise that the member takes from the scenario: σ, for kinetic dynamics σ√γ, at the same temperature."""
-    import dataclasses
-    import math
-
-    names = {f.name for f in dataclasses.fields(member)}
-    sigma = getattr(inner, "sigma", None)
-    if "gamma" in names:
-        gamma = float(given.get("gamma", 1.0))
-        sigma = None if sigma is None else float(sigma) * math.sqrt(gamma)
-        return {"gamma": gamma} | ({} if sigma is None else {"sigma": sigma})
-    return {"sigma": float(sigma)} if "sigma" in names and sigma is not None else {}
+    if options.member not in family.MEMBERS:
+        raise UsageError(f"--as {options.member}: expected one of {', '.join(family.MEMBERS)}.")
+    member, preset = family.MEMBERS[options.member]
+    # A name that both have is the dynamics' own, as for a sweep.
+    own = {f.name for f in dataclasses.fields(member)} - {"of"}
+    inner = _with_fields(cls, {name: text for name, text in given.items() if name not in own})
+    return _with_fields(member, {name: text for name, text in given.items() if name in own}, of=inner, **preset)
 
 
 def _with_fields(cls: type, texts: dict[str, str], **values: Any) -> Any:
@@ -553,8 +540,13 @@ def _as_field(cls: type, known: dict[str, Any], name: str, text: str) -> Any:
     if name not in known:
         raise UsageError(f"{cls.__name__} has no field {name!r}; its fields are {', '.join(known) or 'none'}.")
     annotation = known[name].type
-    kind = PLAIN.get(annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""), object)
+    plain, _, optional = (annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")).partition(
+        " | None"
+    )
+    kind = object if optional else PLAIN.get(plain, object)
     value = text if kind is str else _literal(text)
+    if value is None and str(annotation).endswith("| None"):
+        return None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind in (int, float, bool) and type(value) is not kind:
@@ -627,6 +619,12 @@ def _chosen(
     if suggested:
         print(f"suggested by {type(scenario).__name__}: " + ", ".join(f"{k}={v}" for k, v in suggested.items()))
     settings = {**suggested, **given}
+    if "method" not in settings and "method" not in swept and not only:
+        from .methods import suited
+
+        if (method := suited(scenario)) != "euler":
+            print(f"{type(scenario).__name__} is stepped by method={method}, unless --method says otherwise")
+            settings["method"] = method
     missing = [name for name in required if name not in settings and name not in swept]
     if missing:
         flags = {name: option for option, (name, _, _) in SETTINGS.items()}

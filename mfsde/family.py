@@ -5,9 +5,9 @@ A member has the energy, confinement, start and torus of another scenario, and i
     GradientFlowOf   dX = -D_mF dt                                       no noise
     LangevinOf       dX = -(D_mF + T ∇U) dt + σ dW                       T = σ²/2
     KineticOf        dX = V dt, dV = -(D_mF + T ∇U + γV) dt + σ dW       T = σ²/(2γ)
-    SampledOf        the drift of LangevinOf from a minibatch of the data; needs an energy with an mfsde.risk
+    NoisySGDOf        the drift of LangevinOf from a minibatch of the data; needs an energy with an mfsde.risk
 
-Each takes `alpha`, births and deaths at the rate α(V - ∫ V dm) of `Selection`; KineticOf has none.
+The first two take `alpha`, births and deaths at the rate α(V - ∫ V dm) of `Selection`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from .gradient_flow import GradientFlow
 from .kinetic import KineticLangevin
 from .langevin import MeanFieldLangevin
 from .measure import EmpiricalMeasure, Law
+from .methods import suited
 from .model import confinement, confinement_gradient, energy_of, scenario_name
 from .run import simulate
+from .selection import temperature_of
 from .sgd import NoisySGD
 
 # Scalar coordinates that all members share.
@@ -40,6 +42,14 @@ class _Member:
     """What a member takes from the scenario `of`."""
 
     of: Any
+
+    def __post_init__(self) -> None:
+        if hasattr(self.of, "force"):
+            raise ValueError(
+                f"{scenario_name(self.of)} is kinetic, and its energy speaks of positions; pass its overdamped() "
+                "scenario, of the same energy and temperature."
+            )
+        energy_of(self.of)
 
     @property
     def energy(self) -> Energy:
@@ -59,9 +69,17 @@ class _Member:
         return self.of.initial()
 
     def observables(self) -> tuple[Any, ...]:
-        """The scenario's observables, and the energy."""
+        """The scenario's observables, and the energy; without noise no free energy."""
         own = tuple(self.of.observables()) if hasattr(self.of, "observables") else ()
+        if not temperature_of(self) > 0:
+            own = tuple(o for o in own if o != "free_energy")
         return own if any(_name(o) == "energy" for o in own) else ("energy", *own)
+
+    def suggested(self) -> dict[str, Any]:
+        """The scenario's settings, by the method of this dynamics; its `observables` are its own."""
+        given = dict(self.of.suggested()) if hasattr(self.of, "suggested") else {}
+        given.pop("observables", None)
+        return {**given, "method": suited(self)}
 
     @property
     def period(self) -> Any:
@@ -92,10 +110,6 @@ class GradientFlowOf(_Member, GradientFlow):
         """The scenario's, None where it has none."""
         return getattr(self.of, "regulariser", None)
 
-    def initial(self) -> Any:
-        """The scenario's initial law or measure."""
-        return self.of.initial()
-
 
 @dataclass(frozen=True)
 class LangevinOf(_Member, MeanFieldLangevin):
@@ -103,16 +117,20 @@ class LangevinOf(_Member, MeanFieldLangevin):
 
     Args:
         of: a scenario with an energy.
-        sigma: σ.
+        sigma: σ; the scenario's own when None.
         alpha: None, or the rate of births and deaths.
         bandwidth: None, or the width of the kernel of the log-density variant.
 
     """
 
     of: Any
-    sigma: float
+    sigma: float | None = None
     alpha: float | None = None
     bandwidth: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "sigma", _noise_of(self.of, self.sigma))
 
     @property
     def regulariser(self) -> Any:
@@ -140,22 +158,34 @@ class KineticOf(_Member, KineticLangevin):
 
     Args:
         of: a scenario with an energy on R^d.
-        gamma: γ.
-        sigma: σ; √(2γT) for the temperature T.
+        gamma: γ > 0.
+        overdamped_sigma: σ of the Langevin dynamics at the same temperature T = σ²/2; the scenario's own when None.
+            The noise of velocities is then σ√γ.
 
     """
 
     of: Any
-    gamma: float
-    sigma: float
+    gamma: float = 1.0
+    overdamped_sigma: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not float(self.gamma) > 0:
+            raise ValueError(
+                f"gamma = {self.gamma}; expected a friction > 0, which the temperature σ²/(2γ) is divided by."
+            )
+        object.__setattr__(self, "overdamped_sigma", _noise_of(self.of, self.overdamped_sigma))
         found = _speaking_of_positions(self.of)
         if found:
             raise ValueError(
                 f"{scenario_name(self.of)} has a {found[0]}, which speaks of positions alone; write its kinetic "
                 "scenario as a class of its own, whose state is (position, velocity)."
             )
+
+    @property
+    def sigma(self) -> float:
+        """The noise of velocities, √(2γT)."""
+        return float(self.overdamped_sigma) * math.sqrt(self.gamma)  # type: ignore[arg-type]
 
     def initial_position(self) -> Law:
         """The scenario's initial law."""
@@ -172,23 +202,27 @@ class KineticOf(_Member, KineticLangevin):
 
 
 @dataclass(frozen=True)
-class SampledOf(_Member, NoisySGD):
+class NoisySGDOf(_Member, NoisySGD):
     """The drift of `LangevinOf` from a minibatch of the data of the scenario's risk, one a step of "sgd".
 
     Args:
         of: a scenario whose energy has an mfsde.risk.
-        sigma: σ, 0 without noise.
+        sigma: σ; the scenario's own when None, 0 without noise.
         batch_size: data in a minibatch.
         sampling: "with_replacement", "without_replacement" or "epochs".
 
     """
 
     of: Any
-    sigma: float = 0.0
+    sigma: float | None = None
     batch_size: int = 1
     sampling: str = "with_replacement"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        given = getattr(self.of, "sigma", 0.0) if self.sigma is None else self.sigma
+        object.__setattr__(self, "sigma", float(given))
+        self.check_batch()
         if getattr(self.of, "regulariser", None) is not None:
             raise ValueError(
                 f"{scenario_name(self.of)} has a regulariser, which sampled steps do not take; use LangevinOf with "
@@ -196,7 +230,14 @@ class SampledOf(_Member, NoisySGD):
             )
 
 
-MEMBERS = {"gradient_flow": GradientFlowOf, "langevin": LangevinOf, "kinetic": KineticOf, "noisy_sgd": SampledOf}
+# The members by name: their class, and what is set unless it is given.
+MEMBERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "gradient_flow": (GradientFlowOf, {}),
+    "langevin": (LangevinOf, {}),
+    "kinetic": (KineticOf, {}),
+    "birth_death": (GradientFlowOf, {"alpha": 1.0}),
+    "noisy_sgd": (NoisySGDOf, {}),
+}
 
 
 def members(
@@ -220,21 +261,12 @@ def members(
         TypeError: no energy, or no sigma.
 
     """
-    energy_of(scenario)
-    sigma = getattr(scenario, "sigma", None) if sigma is None else sigma
-    if sigma is None:
-        raise TypeError(
-            f"{scenario_name(scenario)} has no field sigma; pass sigma=, the noise of its Langevin dynamics."
-        )
-    found: dict[str, Any] = {
-        "gradient_flow": GradientFlowOf(scenario),
-        "langevin": LangevinOf(scenario, float(sigma)),
-    }
+    found: dict[str, Any] = {"gradient_flow": GradientFlowOf(scenario), "langevin": LangevinOf(scenario, sigma)}
     if not _speaking_of_positions(scenario):
-        found["kinetic"] = KineticOf(scenario, gamma, float(sigma) * math.sqrt(gamma))
+        found["kinetic"] = KineticOf(scenario, gamma, sigma)
     found["birth_death"] = GradientFlowOf(scenario, alpha)
     if batch_size is not None:
-        found["noisy_sgd"] = SampledOf(scenario, float(sigma), batch_size)
+        found["noisy_sgd"] = NoisySGDOf(scenario, sigma, batch_size)
     return found
 
 
@@ -246,21 +278,23 @@ def compare(scenarios: Mapping[str, Any], **settings: Any) -> xr.Dataset:
     attributes `methods` and `reactions` say how each member ran.
 
     Args:
-        scenarios: name -> scenario, for instance from `members`.
+        scenarios: name -> scenario, for instance from `members`; states of one dimension (positions, if kinetic).
         settings: of `simulate`, without store and method.
 
     Raises:
         TypeError, ValueError: as `simulate`; no scenario; `store` or `method`, which belong to one run.
 
     """
-    if not scenarios:
-        raise ValueError("compare: no scenario; pass at least one, for instance mfsde.members(scenario).")
+    if not isinstance(scenarios, Mapping) or not scenarios:
+        raise ValueError(
+            "compare: no scenario; expected name -> scenario, at least one, for instance mfsde.members(scenario)."
+        )
     taken = sorted({"store", "method"} & set(settings))
     if taken:
         raise TypeError(f"compare: {', '.join(taken)} belongs to one run; leave it out, or simulate one by one.")
     runs, reactions = [], {}
     for name, scenario in scenarios.items():
-        run = _positions(scenario, simulate(scenario, method=method_of(scenario), **settings))
+        run = _positions(scenario, simulate(scenario, method=suited(scenario), **settings))
         if "reaction" in run.attrs:
             reactions[name] = run.attrs["reaction"]
         run = run.drop_attrs(deep=False).assign_attrs({k: v for k, v in run.attrs.items() if k not in OF_ONE})
@@ -270,18 +304,19 @@ def compare(scenarios: Mapping[str, Any], **settings: Any) -> xr.Dataset:
         runs, dim=xr.DataArray(names, dims="member", name="member", attrs={"long_name": "dynamics"}),
         join="exact", coords="minimal", compat="equals", combine_attrs="drop_conflicts", data_vars="all",
     )  # fmt: skip
-    methods = {name: method_of(scenario) for name, scenario in scenarios.items()}
+    methods = {name: suited(scenario) for name, scenario in scenarios.items()}
     return table.assign_attrs(methods=methods, reactions=reactions)
 
 
-def method_of(scenario: Any) -> str:
-    """The method that suits a member."""
-    if hasattr(scenario, "force"):
-        return "baoab"
-    if hasattr(scenario, "sampled_drift"):
-        return "sgd"
-    regulariser = getattr(scenario, "regulariser", None)
-    return "proximal" if regulariser is not None and not regulariser.is_smooth else "euler"
+def _noise_of(scenario: Any, sigma: float | None) -> float:
+    """The σ that was given, or the scenario's own."""
+    if sigma is None:
+        sigma = getattr(scenario, "sigma", None)
+    if sigma is None:
+        raise TypeError(
+            f"{scenario_name(scenario)} has no field sigma; say which noise its Langevin dynamics has: sigma=..."
+        )
+    return float(sigma)
 
 
 def _speaking_of_positions(scenario: Any) -> list[str]:

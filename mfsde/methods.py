@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,6 +89,18 @@ class Method:
                 f"{transport!r}."
             )
         return cls(transport, reaction or ("jumps" if has_birth_death else ""))
+
+
+def suited(scenario: Any) -> str:
+    """The method that suits a scenario: a splitting where it is kinetic, sampled steps where it has data to sample,
+    proximal ones where its regulariser has kinks or a wall, Euler's else.
+    """
+    if hasattr(scenario, "force"):
+        return "baoab"
+    if hasattr(scenario, "sampled_drift"):
+        return "sgd"
+    regulariser = getattr(scenario, "regulariser", None)
+    return "proximal" if regulariser is not None and not regulariser.is_smooth else "euler"
 
 
 def check_method(equation: Equation, method: Method, x: Tensor, times: Iterable[float] = (0.0,)) -> None:

@@ -169,7 +169,15 @@ class Equation:
     @cached_property
     def reinjection(self) -> tuple[float, Law] | None:
         """Rate and law of the particles that come from outside, where there are any."""
-        return self.scenario.reinjection() if hasattr(self.scenario, "reinjection") else None
+        if not hasattr(self.scenario, "reinjection"):
+            return None
+        found = self.scenario.reinjection()
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise TypeError(
+                f"{self.name}.reinjection() returned {found!r:.60}; expected (rate, law): at that rate per unit time a "
+                "particle is replaced by a draw from the law."
+            )
+        return found
 
     def trace(self) -> None:
         """Starts to follow ancestors and events from this moment on."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .measure import EmpiricalMeasure
-from .model import RESERVED, Equation, configuration, energy_of, fields, scenario_name, unchanged
+from .model import RESERVED, Equation, configuration, energy_of, fields, scenario_name, temperature, unchanged
 
 Function = Callable[[float, Tensor, EmpiricalMeasure], Tensor]
 
@@ -107,11 +107,10 @@ def free_energy(scenario: Any) -> Observable:
             "1",
             "free energy F + T (∫ U dm + ∫ m log m) + ½ ∫ |v|² dm, Gaussian plug-in (lower bound)",
         )
-    functional, potential = energy_of(scenario), _confinement(scenario)
-    temperature = 0.5 * float(scenario.sigma) ** 2
+    functional, potential, warmth = energy_of(scenario), _confinement(scenario), temperature(scenario)
 
     def value(t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
-        return functional(mu) + temperature * (mu.integrate(potential) - gaussian_entropy(mu))
+        return functional(mu) + warmth * (mu.integrate(potential) - gaussian_entropy(mu))
 
     return Observable("free_energy", value, "1", "free energy F + (σ²/2) KL(m | e^-U), Gaussian plug-in (lower bound)")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mfsde import EmpiricalMeasure, Energy, Gaussian, interaction, potential
+from mfsde import EmpiricalMeasure, Energy, Gaussian, potential
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DoubleWell:
     @cached_property
     def energy(self) -> Energy:
         """∫ V dm + ½ ∬ W dm dm."""
-        return potential(_double_well) + self.theta * interaction(_half_square)
+        return potential(_double_well) + self.theta * Energy(half_spread)
 
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-D_mF(mu, x), by hand: the quadratic interaction needs the mean only."""
@@ -69,5 +69,6 @@ def _double_well(x: Tensor) -> Tensor:
     return (0.25 * square.square() - 0.5 * square).sum(-1)
 
 
-def _half_square(z: Tensor) -> Tensor:
-    return 0.5 * z.square().sum(-1)
+def half_spread(mu: EmpiricalMeasure) -> Tensor:
+    """½ ∬ W(x - y) dm dm for W = |z|²/2, without pairs: half the trace of the covariance."""
+    return 0.5 * mu.covariance().diagonal(dim1=-2, dim2=-1).sum(-1)

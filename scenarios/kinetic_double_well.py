@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfsde import EmpiricalMeasure, Energy, Gaussian, KineticLangevin, Observable, interaction, potential
+from mfsde import EmpiricalMeasure, Energy, Gaussian, KineticLangevin, Observable, potential
 
-from .double_well import DoubleWell, _double_well, _half_square
+from .double_well import DoubleWell, _double_well, half_spread
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class KineticDoubleWell(KineticLangevin):
     @cached_property
     def energy(self) -> Energy:
         """∫ V dm + ½ ∬ W dm dm, of the law of positions."""
-        return potential(_double_well) + self.theta * interaction(_half_square)
+        return potential(_double_well) + self.theta * Energy(half_spread)
 
     def confinement(self, x: Tensor) -> Tensor:
         """Zero: the energy's own potential confines."""

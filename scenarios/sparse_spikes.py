@@ -30,7 +30,7 @@ class SparseSpikes(GradientFlow):
     penalty is: the flow is that of a partially 1-homogeneous problem. From spikes of amplitude 0 all over the circle it
     tends to the global minimum; from a single place it cannot, since spikes at one place remain one spike.
 
-    The document gives neither signal nor parameters; the ones here are ours. The circumference is the unit in which
+    The source gives neither signal nor parameters; the ones here are ours. The circumference is the unit in which
     θ moves: a longer circle slows places against amplitudes.
 
     Args:
@@ -42,7 +42,7 @@ class SparseSpikes(GradientFlow):
         initial_spread: deviation of the initial Gaussian of places, in turns: 1 is uniform to 5e-9, 0 a single place.
 
     Source: Chizat, Bach, On the global convergence of gradient descent for over-parameterized models using optimal
-    transport (2018), sections 3.2 and 4.1, figure 3 (document 000).
+    transport (2018), sections 3.2 and 4.1, figure 3.
 
     """
 

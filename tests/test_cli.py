@@ -250,3 +250,61 @@ def test_a_sweep_over_dtypes_labels_its_axis(tmp_path):
     assert main([*arguments, "--observe", "mean", "--out", str(tmp_path / "sweep")]) == 0
     table = xr.open_zarr(tmp_path / "sweep" / "table.zarr", consolidated=False)
     assert table.dtype.values.tolist() == ["float32", "float64"]
+
+
+def test_as_puts_the_energy_of_a_scenario_under_another_dynamics(tmp_path, capsys):
+    out = tmp_path / "run.zarr"
+    short = ["--particles", "20", "--horizon", "0.1", "--dt", "0.05", "--seed", "1", "--out", str(out), "--overwrite"]
+    assert main(["run", "DoubleWell", "--as", "kinetic", "--set", "gamma=4", "--set", "theta=0.5", *short]) == 0
+    assert "method=baoab" in capsys.readouterr().out
+    run = mfsde.open_run(out)
+    assert (run.attrs["method"], run.sizes["component"], float(run.theta)) == ("baoab", 2, 0.5)
+    assert main(["run", "GaussianMixture", "--as", "gradient_flow", "--set", "alpha=2", *short]) == 0
+    assert mfsde.open_run(out).attrs["selection"] == "energy"  # the dynamics' alpha, not the scenario's
+    assert main(["run", "DoubleWell", "--as", "birth_death", "--antithetic", "--replicas", "2", *short]) == 0
+    assert mfsde.open_run(out).attrs["reaction"] == "jumps"
+    capsys.readouterr()
+    for arguments, told, code in (
+        (["--as", "sgd"], "--as sgd: expected one of gradient_flow, langevin, kinetic, birth_death, noisy_sgd", 2),
+        (["--as", "kinetic", "--set", "gamma=-2"], "gamma = -2.0; expected a friction > 0", 1),
+        (["--as", "kinetic", "--set", "gamma=fast"], "--set gamma=fast: expected a float", 2),
+        (["--as", "langevin", "--set", "speed=1"], "DoubleWell has no field 'speed'", 2),
+        (["--as", "noisy_sgd"], "has no risk", 1),
+    ):
+        assert told in refused(capsys, "run", "DoubleWell", *arguments, *short, code=code)
+
+
+def test_a_scenario_is_stepped_by_the_method_that_suits_it(tmp_path, capsys):
+    file = tmp_path / "flow.py"
+    file.write_text(SPARSE)
+    short = ["--particles", "30", "--horizon", "5", "--dt", "0.05", "--seed", "0"]
+    assert main(["run", f"{file}:Sparse", *short, "--out", str(tmp_path / "a.zarr")]) == 0
+    assert "Sparse is stepped by method=proximal" in capsys.readouterr().out
+    assert float(abs(mfsde.open_run(tmp_path / "a.zarr").position.isel(time=-1)).max()) == 0.0
+    assert main(["run", f"{file}:Sparse", *short, "--method", "euler", "--out", str(tmp_path / "b.zarr")]) == 0
+    assert float(abs(mfsde.open_run(tmp_path / "b.zarr").position.isel(time=-1)).max()) > 0.0
+
+
+SPARSE = """
+from dataclasses import dataclass
+from functools import cached_property
+import mfsde
+from mfsde.regularisers import L1
+
+@dataclass(frozen=True)
+class Sparse(mfsde.GradientFlow):
+    regulariser = L1(2.0)
+    @cached_property
+    def energy(self):
+        return mfsde.potential(lambda x: 0.5 * (x - 0.3).square().sum(-1))
+    def initial(self):
+        return mfsde.Gaussian([0.0], 1.0)
+"""
+
+
+def test_a_stored_limit_is_neither_resumed_nor_analysed(tmp_path, capsys):
+    out = str(tmp_path / "limit.zarr")
+    assert main(["limit", "MeanFieldOU", "--horizon", "0.2", "--frames", "1", "--nodes", "33", "--out", out]) == 0
+    capsys.readouterr()
+    assert "is a limit, which is stored as a whole" in refused(capsys, "resume", out, code=2)
+    assert f"mfsde analyse RUN --reference {out}" in refused(capsys, "analyse", out, code=2)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import mfsde
-from mfsde import EmpiricalMeasure, GradientFlowOf, KineticOf, LangevinOf, SampledOf, compare, members
+from mfsde import EmpiricalMeasure, GradientFlowOf, KineticOf, LangevinOf, NoisySGDOf, compare, members
 from mfsde.model import numeric_fields, on_device, parameters, replaced
-from mfsde.scenarios import DoubleWell, GaussianLangevin, Kuramoto, MeanFieldOU
+from mfsde.scenarios import DoubleWell, GaussianLangevin, KineticDoubleWell, Kuramoto, MeanFieldOU, TwoLayerNetwork
 
 WELL = DoubleWell(theta=0.7, sigma=0.6)
 SETTINGS = {"n_particles": 40, "n_replicas": 3, "horizon": 0.5, "dt": 0.05, "seed": 2, "save_every": 5}
@@ -68,7 +68,7 @@ def test_the_confinement_enters_with_the_temperature():
     full = case.energy.intrinsic_derivative(mu, x)
     torch.testing.assert_close(LangevinOf(case, 0.3).drift(0.0, x, mu), -(full + 0.045 * x))
     torch.testing.assert_close(GradientFlowOf(case).drift(0.0, x, mu), -full)
-    torch.testing.assert_close(SampledOf(case, 0.3, 5, "without_replacement").drift(0.0, x, mu), -(full + 0.045 * x))
+    torch.testing.assert_close(NoisySGDOf(case, 0.3, 5, "without_replacement").drift(0.0, x, mu), -(full + 0.045 * x))
 
 
 def test_the_log_density_variant_is_the_rate_of_the_free_energy_and_says_so():
@@ -191,10 +191,36 @@ def test_noisy_members_take_the_regulariser_or_refuse_it():
     assert float(spread) < 0.01  # all are held at 0, the noisy ones up to their noise
     free = mfsde.simulate(LangevinOf(Line(sigma=1e-3), 1e-3), **{**SETTINGS, "horizon": 2.0})
     assert float(free.position.isel(time=-1).std("particle").max()) > 0.1
-    for build in (lambda: KineticOf(Sparse(), 1.0, 1.0), lambda: SampledOf(Sparse())):
+    for build in (lambda: KineticOf(Sparse(), 1.0, 1.0), lambda: NoisySGDOf(Sparse())):
         with pytest.raises(ValueError, match="has a regulariser"):
             build()
 
 
 def test_members_leave_out_what_a_circle_cannot_have():
     assert "kinetic" not in members(Kuramoto())
+
+
+def test_kinetic_scenarios_are_asked_for_their_overdamped_one():
+    case = KineticDoubleWell()
+    for build in (members, GradientFlowOf, LangevinOf, KineticOf):
+        with pytest.raises(ValueError, match=r"KineticDoubleWell is kinetic.*overdamped\(\)"):
+            build(case)
+    assert "kinetic" in members(case.overdamped())
+
+
+def test_the_kinetic_member_keeps_the_temperature_while_friction_is_swept():
+    case = KineticOf(WELL)
+    for gamma in (0.5, 4.0):
+        changed = replaced(case, {"gamma": gamma})
+        assert changed.temperature == pytest.approx(0.18)
+        assert changed.sigma == pytest.approx(0.6 * gamma**0.5)
+    with pytest.raises(ValueError, match=r"gamma = 0.*expected a friction > 0"):
+        KineticOf(WELL, 0.0)
+
+
+def test_a_network_is_compared_though_its_flow_has_no_free_energy():
+    found = members(TwoLayerNetwork(), batch_size=16)
+    assert "free_energy" not in found["gradient_flow"].observables()
+    assert found["kinetic"].suggested()["method"] == "baoab"
+    with pytest.raises(ValueError, match="batch_size = 5000 is larger than the data"):
+        members(TwoLayerNetwork(), batch_size=5000)
