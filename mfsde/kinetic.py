@@ -7,14 +7,13 @@ splitting schemes "baoab" and "obabo" (`splitting.py`) and Euler integrate the s
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .langevin import Confined, MeanFieldLangevin
+from .langevin import Confined, MeanFieldLangevin, number, weighted_sum
 from .measure import EmpiricalMeasure, Gaussian, Law
 from .model import energy_of, scenario_name
 from .phase_space import half_dimension, law_of_positions
@@ -53,7 +52,7 @@ class Kinetic:
         return self.with_velocities(self.initial_position())
 
     @property
-    def temperature(self) -> float:
+    def temperature(self) -> float | Tensor:
         """T = σ²/(2γ).    ValueError for γ = 0, where nothing relaxes."""
         return temperature(self)
 
@@ -92,8 +91,8 @@ class Kinetic:
     def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """(0, σI), (1, 1, 2d, d): channel k drives velocity k, as in the splitting schemes."""
         d = half_dimension(x, type(self).__name__)
-        matrix = x.new_zeros((2 * d, d))
-        matrix[d:].fill_diagonal_(number(self, "sigma"))
+        eye = torch.eye(d, dtype=x.dtype, device=x.device)
+        matrix = torch.cat([torch.zeros_like(eye), number(self, "sigma") * eye])
         return matrix.reshape((1,) * (x.ndim - 1) + (2 * d, d))
 
 
@@ -116,7 +115,7 @@ class KineticLangevin(Confined, Kinetic):
     def force(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-(D_mF(mu, x) + T ∇U(x)), of positions and their law."""
         slope: Tensor = energy_of(self).intrinsic_derivative(mu, x)
-        return torch.add(slope, self.confinement_gradient(x), alpha=self.temperature).neg()
+        return weighted_sum(slope, self.confinement_gradient(x), self.temperature).neg_()
 
     def internal_energy(self, mu: EmpiricalMeasure) -> Tensor:
         """F(m_X) + T ∫ U dm_X + ½ ∫ |v|² dm, (...,); with T ∫ m log m it is the free energy, which never increases."""
@@ -142,7 +141,7 @@ class Overdamped(MeanFieldLangevin):
     @property
     def sigma(self) -> float:
         """√(2T) = |σ|/√γ."""
-        return math.sqrt(2 * self.kinetic.temperature)
+        return math.sqrt(2 * float(self.kinetic.temperature))
 
     @property
     def energy(self) -> Any:
@@ -166,39 +165,18 @@ class Overdamped(MeanFieldLangevin):
         return self.kinetic.initial_position()  # type: ignore[no-any-return]
 
 
-def number(scenario: Any, name: str) -> float:
-    """A parameter that has to be one finite number.
-
-    Raises:
-        TypeError: it is missing, or no number.
-        ValueError: it is not finite.
-
-    """
-    value = getattr(scenario, name, None)
-    if isinstance(value, Tensor) and value.ndim == 0:
-        value = value.item()
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        told = "is missing" if value is None else f"is {value!r:.60}"
-        raise TypeError(
-            f"{scenario_name(scenario)}: {name} {told}; a kinetic equation needs one number for all components (gamma: "
-            "friction per unit time; sigma: noise of the velocities)."
-        )
-    if not math.isfinite(value):
-        raise ValueError(f"{scenario_name(scenario)}: {name} = {value} is not finite.")
-    return float(value)
-
-
-def friction(scenario: Any) -> float:
+def friction(scenario: Any) -> float | Tensor:
     """γ >= 0.    ValueError for a negative one."""
     gamma = number(scenario, "gamma")
     if gamma < 0:
         raise ValueError(
-            f"{scenario_name(scenario)}: gamma = {gamma} would speed particles up; friction is gamma >= 0 (0: none)."
+            f"{scenario_name(scenario)}: gamma = {float(gamma)} would speed particles up; friction is gamma >= 0 (0: "
+            "none)."
         )
     return gamma
 
 
-def temperature(scenario: Any) -> float:
+def temperature(scenario: Any) -> float | Tensor:
     """T = σ²/(2γ).    ValueError for γ = 0, where there is none."""
     gamma, sigma = friction(scenario), number(scenario, "sigma")
     if gamma == 0:

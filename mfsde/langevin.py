@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from .energy import gradient
 from .measure import EmpiricalMeasure
-from .model import energy_of
+from .model import energy_of, scenario_name
 from .selection import Selection
 from .tape import is_recording
 
@@ -47,16 +49,36 @@ class MeanFieldLangevin(Confined, Selection):
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-(D_mF(mu, x) + (σ²/2) ∇U(x))."""
         force: Tensor = energy_of(self).intrinsic_derivative(mu, x)
-        slope, half = self.confinement_gradient(x), 0.5 * number(self.sigma) ** 2
-        if isinstance(half, Tensor):
-            return -(force + half * slope)
-        return torch.add(force, slope, alpha=half).neg_()
+        return weighted_sum(force, self.confinement_gradient(x), 0.5 * number(self, "sigma") ** 2).neg_()
 
     def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float | Tensor:
         """σ."""
-        return number(self.sigma)
+        return number(self, "sigma")
 
 
-def number(value: Any) -> float | Tensor:
-    """A parameter as a float; as the tensor that it is while a run is differentiated."""
-    return value if isinstance(value, Tensor) and is_recording() else float(value)
+def number(scenario: Any, name: str) -> float | Tensor:
+    """A parameter that has to be one finite number, as a float; as the tensor that it is while a run is differentiated.
+
+    Raises:
+        TypeError: it is missing, or no number.
+        ValueError: it is not finite.
+
+    """
+    given = getattr(scenario, name, None)
+    value = given.item() if isinstance(given, Tensor) and given.ndim == 0 else given
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        told = "is missing" if value is None else f"is {value!r:.60}"
+        raise TypeError(
+            f"{scenario_name(scenario)}: {name} {told}; the equation needs one number for all components (sigma: its "
+            "noise; gamma: friction per unit time of a kinetic equation)."
+        )
+    if not math.isfinite(value):
+        raise ValueError(f"{scenario_name(scenario)}: {name} = {value} is not finite.")
+    return given if isinstance(given, Tensor) and is_recording() else float(value)
+
+
+def weighted_sum(slope: Tensor, other: Tensor, weight: float | Tensor) -> Tensor:
+    """Slope + weight·other, in one pass where the weight is a number."""
+    if isinstance(weight, Tensor):
+        return slope + weight * other
+    return torch.add(slope, other, alpha=weight)

@@ -18,10 +18,12 @@ from torch import Tensor
 from .clock import Clock
 from .draws import Draws
 from .euler import explicit
+from .langevin import number
 from .measure import EmpiricalMeasure
 from .model import Equation, confinement_gradient, energy_of, scenario_name, unchanged
 from .network import minibatch_derivative, risks
 from .noise import Noise
+from .tape import is_recording
 
 # Long name of a run's time axis.
 TIME = "time kε of step k, ε = dt: step sizes s_k = ε ξ(kε)/2"
@@ -113,9 +115,10 @@ class NoisySGD:
         rate = self._rate(t)
         return self._confined(rate, x, energy_of(self).intrinsic_derivative(mu, x) * -rate)
 
-    def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float:
+    def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float | Tensor:
         """σ √ξ(t)."""
-        return float(self.sigma) * math.sqrt(self._rate(t))
+        rate = self._rate(t)
+        return number(self, "sigma") * (rate.sqrt() if isinstance(rate, Tensor) else math.sqrt(rate))
 
     def sample(self, draws: Draws) -> Tensor:
         """The minibatch of a step: numbers of data, int64, (R, b)."""
@@ -129,7 +132,7 @@ class NoisySGD:
 
     def sampled_drift(self, t: float, x: Tensor, mu: EmpiricalMeasure, sample: Tensor) -> Tensor:
         """-ξ(t) (D_mF̂(mu, x) + T ∇U(x)), F̂ the risk on the minibatch.    x: (R, N, d), sample: (R, b)."""
-        rate = self._rate(t)
+        rate = float(self._rate(t))
         return self._confined(rate, x, minibatch_derivative(energy_of(self), mu, x, sample, -rate))
 
     def check_batch(self) -> None:
@@ -157,9 +160,11 @@ class NoisySGD:
             )
         return sizes.pop()
 
-    def _rate(self, t: float) -> float:
+    def _rate(self, t: float) -> float | Tensor:
+        """ξ(t), as a float; as the tensor that it is while a run is differentiated."""
         try:
-            rate = float(self.step_size(t))
+            given = self.step_size(t)
+            rate = float(given)
         except ZeroDivisionError:
             rate = math.inf
         if not 0 <= rate < math.inf:
@@ -167,13 +172,15 @@ class NoisySGD:
                 f"{scenario_name(self)}.step_size({t:g}) = {rate}; expected a finite ξ(t) >= 0. Where ξ is singular at "
                 "0, shift it: (t + dt)^(-α) is its value at the end of the step."
             )
-        return rate
+        return given if isinstance(given, Tensor) and is_recording() else rate
 
-    def _confined(self, rate: float, x: Tensor, force: Tensor) -> Tensor:
+    def _confined(self, rate: float | Tensor, x: Tensor, force: Tensor) -> Tensor:
         """The force, overwritten, with -ξ T ∇U."""
-        if float(self.sigma) == 0 or not hasattr(self, "confinement"):
+        sigma = number(self, "sigma")
+        if sigma == 0 or not hasattr(self, "confinement"):
             return force
-        return force.add_(confinement_gradient(self, x), alpha=-0.5 * rate * float(self.sigma) ** 2)
+        slope, weight = confinement_gradient(self, x), -0.5 * rate * sigma**2
+        return force + weight * slope if isinstance(weight, Tensor) else force.add_(slope, alpha=weight)
 
 
 def _pass_through(draws: Draws, n: int, b: int) -> Tensor:

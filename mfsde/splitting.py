@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from .clock import Clock
-from .kinetic import friction, number
+from .kinetic import friction
+from .langevin import number
 from .measure import EmpiricalMeasure
 from .model import Equation, unchanged
 from .noise import Noise, kick_
@@ -46,7 +47,7 @@ def open_baoab(equation: Equation, clock: Clock, noise: Noise, step: int, x: Ten
 
     The bits are those of `baoab`. Until it is closed the velocities of x lack the last kick.
     """
-    gamma, sigma, h = friction(equation.scenario), number(equation.scenario, "sigma"), clock.dt
+    gamma, sigma, h = *_numbers(equation), clock.dt
     forces = _forces(equation, x)
     force, due = forces.at(clock.time(step), x, 0.5 * h)
     noise.kinetic_(
@@ -62,7 +63,7 @@ def close(equation: Equation, x: Tensor) -> None:
 
 def obabo(equation: Equation, clock: Clock, noise: Noise, step: int, x: Tensor) -> None:
     """One step of O B A B O, in place.    x: (R, N, 2d), positions first."""
-    gamma, sigma, h = friction(equation.scenario), number(equation.scenario, "sigma"), clock.dt
+    gamma, sigma, h = *_numbers(equation), clock.dt
     decay, spread = math.exp(-0.5 * gamma * h), deviation(gamma, sigma, 0.5 * h)
     forces = _forces(equation, x)
     force, _ = forces.at(clock.time(step), x, 0.0)
@@ -74,6 +75,11 @@ def obabo(equation: Equation, clock: Clock, noise: Noise, step: int, x: Tensor) 
     velocities = decay * (velocities + (0.5 * h) * force) + spread * second
     torch.cat([forces.positions, velocities], dim=-1, out=x)
     forces.keep(clock.time(step + 1), x, force, due=0.0)
+
+
+def _numbers(equation: Equation) -> tuple[float, float]:
+    """The numbers γ and σ."""
+    return float(friction(equation.scenario)), float(number(equation.scenario, "sigma"))
 
 
 def deviation(gamma: float, sigma: float, h: float) -> float:
@@ -109,8 +115,7 @@ def check(equation: Equation, x: Tensor) -> None:
             "inherit mfsde.Kinetic (write force) or mfsde.KineticLangevin (declare an energy), or use 'euler'."
         )
     d = half_dimension(x, name)
-    friction(scenario)
-    number(scenario, "sigma")
+    _numbers(equation)
     if equation.has_common_noise:
         raise ValueError(f"{name}: 'baoab' and 'obabo' have no common noise; use 'euler'.")
     position_period(equation.period, d)

@@ -957,7 +957,7 @@ def test_bad_parameters_are_refused(scheme):
     refused(Driven(gamma=-0.5), "gamma = -0.5 would speed particles up", method=scheme)
     refused(Driven(gamma=-0.5), "gamma = -0.5 would speed particles up", method="euler")
     refused(Driven(sigma=math.inf), "sigma = inf is not finite", method=scheme)
-    refused(Driven(sigma=(0.1, 0.2)), r"sigma is \(0.1, 0.2\); a kinetic equation needs one number", TypeError, scheme)
+    refused(Driven(sigma=(0.1, 0.2)), r"sigma is \(0.1, 0.2\); the equation needs one number", TypeError, scheme)
     refused(Driven(gamma="1"), "gamma is '1'", TypeError, scheme)
     refused(GaussianKinetic(gamma=0.0), "gamma = 0 has no temperature", method=scheme)
 

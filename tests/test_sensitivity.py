@@ -17,12 +17,15 @@ from torch import Tensor
 
 import mfsde
 import mfsde.calibration
+import mfsde.kinetic
+import mfsde.langevin
 import mfsde.provenance
+import mfsde.sgd
 from mfsde import EmpiricalMeasure, Energy, Gaussian, Mixture, Noise, Uniform, interaction, potential, risk, sensitivity
 from mfsde.calibration import fit
 from mfsde.parameters import Parameters
 from mfsde.replay import Replay
-from mfsde.scenarios import DoubleWell, GaussianLangevin, Kuramoto, MeanFieldOU
+from mfsde.scenarios import DoubleWell, GaussianLangevin, KineticDoubleWell, Kuramoto, MeanFieldOU
 from mfsde.sensitivity import differentiate
 from mfsde.tape import recording
 
@@ -125,6 +128,45 @@ class ManyEnergies(mfsde.MeanFieldLangevin):
 
 
 @dataclass(frozen=True)
+class Inertial(mfsde.KineticLangevin):
+    gamma: float = 0.8
+    sigma: float = 0.6
+    prior: float = 0.7
+    width: float = 1.3
+
+    @cached_property
+    def energy(self) -> Energy:
+        return interaction(lambda z: self.width * torch.cos(z).sum(-1))
+
+    def confinement(self, x: Tensor) -> Tensor:
+        return 0.5 * self.prior * x.square().sum(-1)
+
+    def initial_position(self) -> Uniform:
+        return Uniform([-1.0, -1.0], [1.0, self.width])
+
+
+@dataclass(frozen=True)
+class Descent(mfsde.NoisySGD):
+    scale: float = 2.0
+    prior: float = 0.6
+    sigma: float = 0.5
+    decay: float = 1.5
+
+    @cached_property
+    def energy(self) -> Energy:
+        return risk(mfsde.Neuron("tanh", scale=self.scale), "squared", INPUTS, TARGETS)
+
+    def confinement(self, x: Tensor) -> Tensor:
+        return 0.5 * self.prior * x.square().sum(-1)
+
+    def step_size(self, t: float) -> float:
+        return 1.0 / (1.0 + self.decay * t)
+
+    def initial(self) -> Gaussian:
+        return Gaussian([0.1, -0.2, 0.3], 0.5)
+
+
+@dataclass(frozen=True)
 class Weighted(ManyEnergies):
     spread: float = 0.5
 
@@ -211,6 +253,10 @@ CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any]]] = {
     "double well": (DoubleWell(), ("theta", "sigma", "initial_mean", "initial_variance"), {}),
     "kuramoto": (Kuramoto(), OF_KURAMOTO, {}),
     "langevin by hand": (GaussianLangevin(), ("kappa", "target", "stiffness", "sigma"), {}),
+    "kinetic": (KineticDoubleWell(), ("gamma", "sigma", "theta", "initial_mean"), {}),
+    "kinetic, energy": (Inertial(), ("gamma", "sigma", "prior", "width"), {}),
+    "noisy descent": (Descent(), ("scale", "prior", "sigma", "decay"), {}),
+    "noisy descent, one": (Descent(), ("scale",), {}),
     "neurons": (Network(), OF_NETWORK, {}),
     "neurons, logistic": (Network(kind="logistic"), OF_NETWORK, {}),
     "any feature and loss": (Network(kind="wave"), OF_NETWORK, {}),
@@ -246,6 +292,34 @@ def test_gradients_are_difference_quotients_and_values_those_of_the_run(name):
         return float(value(case, **settings).mean())
 
     assert agrees(found, quotients(changed, names, mean))
+
+
+@pytest.mark.parametrize("case", [KineticDoubleWell(), Inertial(), Descent()], ids=lambda case: type(case).__name__)
+def test_a_noise_that_loses_its_derivative_is_refused(case, monkeypatch):
+    """Twin of the cases above: σ as a float, in the drift's temperature and in the diffusion."""
+    number = mfsde.langevin.number
+    for module in (mfsde.kinetic, mfsde.sgd):
+        monkeypatch.setattr(module, "number", lambda scenario, name: float(number(scenario, name)))
+    with pytest.raises(ValueError, match=rf"{type(case).__name__}\.\w+: the automatic derivative along a step is 0"):
+        differentiate(second_moment, case, ("sigma",), **SETTINGS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outside_of_a_recording_parameters_leave_no_graph(dtype):
+    """Also where they are tensors that want one."""
+    x = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mu = EmpiricalMeasure(x)
+    for plain in (KineticDoubleWell(), Inertial()):
+        case = replace(plain, **Parameters.of(plain, ("gamma", "sigma")).leaves())
+        for name in ("drift", "diffusion"):
+            found, wanted = (getattr(s, name)(0.0, x, mu) for s in (case, plain))
+            assert not found.requires_grad
+            assert torch.equal(found, wanted)
+            with recording():
+                taped = getattr(case, name)(0.0, x, mu)
+            assert taped.requires_grad
+            assert taped.dtype is dtype
+            torch.testing.assert_close(taped, wanted)
 
 
 @pytest.mark.parametrize("name", ["ornstein-uhlenbeck", "kuramoto", "double well", "law in σ"])
@@ -579,6 +653,9 @@ def test_objectives_that_are_none_are_refused(objective, error, message):
     [
         ({"method": "srk"}, ValueError, "method 'srk' cannot be differentiated.*Use one of euler, milstein, heun"),
         ({"method": "sgd"}, ValueError, "sampled data"),
+        ({"method": "dopri5"}, ValueError, "step sizes depend on the state"),
+        ({"method": "proximal"}, ValueError, "sets coordinates to zero"),
+        *(({"method": m}, ValueError, f"'{m}' cannot be") for m in ("midpoint", "euler_heun", "baoab", "obabo")),
         (
             {"times": [0.405]},
             ValueError,
