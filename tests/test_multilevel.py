@@ -540,3 +540,13 @@ def test_wrong_types_are_refused() -> None:
 def test_a_system_that_explodes_says_on_which_level() -> None:
     with pytest.raises(FloatingPointError, match=r"Explosive blew up on level 0 \(dt = 0.125, 16 particles\)"):
         estimate(Explosive(initial_variance=4.0), curved, **GOOD)
+
+
+def test_a_coarsest_step_that_explodes_is_named_though_its_values_are_finite():
+    case = DoubleWell(initial_variance=10.0)
+
+    def square(t, x, mu):
+        return mu.integrate(lambda y: y.square().sum(-1))
+
+    with pytest.raises(FloatingPointError, match=r"DoubleWell blew up on level \d .*smaller dt for the coarsest level"):
+        estimate(case, square, tolerance=0.05, horizon=0.5, dt=0.5, n_particles=32, seed=0)
