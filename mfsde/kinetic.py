@@ -32,6 +32,7 @@ class Kinetic:
 
     gamma: Any
     sigma: Any
+    declares: tuple[str, ...] = ("gamma", "sigma")
 
     def force(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """The force at positions x, (..., N, d), under the law of positions mu."""
@@ -111,6 +112,7 @@ class KineticLangevin(Confined, Kinetic):
     """
 
     energy: Any
+    declares = ("gamma", "sigma", "energy")
 
     def force(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-(D_mF(mu, x) + T ∇U(x)), of positions and their law."""

@@ -102,6 +102,7 @@ class NoisySGD:
     """
 
     energy: Any
+    declares = ("energy",)
     sigma: Any = 0.0
     batch_size: int = 1
     sampling: str = "with_replacement"

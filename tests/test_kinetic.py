@@ -1036,6 +1036,31 @@ def test_scenarios_without_a_force_are_refused():
     refused(Startless(), r"defines neither initial\(\).*nor initial_position\(\)", TypeError)
 
 
+def test_what_a_kinetic_scenario_does_not_declare_is_named():
+    class Started:
+        def initial(self):
+            return Gaussian([0.0, 0.0], 1.0)
+
+    @dataclass(frozen=True)
+    class Frictionless(Started, Kinetic):
+        sigma: float = 1.0
+
+    @dataclass(frozen=True)
+    class Noiseless(Started, Kinetic):
+        gamma: float = 1.0
+
+    @dataclass(frozen=True)
+    class Powerless(Started, KineticLangevin):
+        gamma: float = 1.0
+        sigma: float = 1.0
+
+    needs = "the dynamics that it inherits needs all of gamma, sigma"
+    for method in ("euler", "baoab"):
+        refused(Frictionless(), rf"Frictionless declares no gamma; {needs}, as", TypeError, method)
+        refused(Noiseless(), rf"Noiseless declares no sigma; {needs}, as", TypeError, method)
+        refused(Powerless(), rf"Powerless declares no energy; {needs}, energy, as", TypeError, method)
+
+
 def test_forces_of_the_wrong_shape_and_forces_that_are_not_finite_are_refused():
     @dataclass(frozen=True)
     class Wide(Bare):

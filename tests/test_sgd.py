@@ -649,6 +649,17 @@ def test_faulty_methods_are_refused():
         OnlineGaussians(data_dim=None)
 
 
+def test_a_descent_without_an_energy_is_told_what_it_lacks():
+    @dataclass(frozen=True)
+    class Bare(NoisySGD):
+        def initial(self) -> Gaussian:
+            return Gaussian([0.0], 1.0)
+
+    assert "Bare declares no energy; the dynamics that it inherits needs all of energy, as" in refusal(
+        Bare(), TypeError
+    )
+
+
 def test_the_door_names_the_missing_method():
     x = normals(1, 4, 1)
     with pytest.raises(ValueError, match="'euler' follows the drift itself"):
