@@ -11,6 +11,7 @@ from .energy import Energy
 from .measure import EmpiricalMeasure
 from .model import energy_of
 from .observables import Observable
+from .regularisers import regulariser_of
 from .selection import Selection
 
 
@@ -34,8 +35,15 @@ class GradientFlow(Selection):
     transport (2018), definition 2.2 and proposition 2.3; theorem 2.6 for N → ∞.
     """
 
-    energy: Any = None
+    energy: Any
     regulariser: Any = None
+
+    @property
+    def declares(self) -> tuple[str, ...]:
+        """The energy, unless a drift is written by hand."""
+        own = type(self)
+        derived = own.smooth_drift is GradientFlow.smooth_drift and own.drift is GradientFlow.drift
+        return ("energy",) if derived else ()
 
     def smooth_drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """ṽ = -D_mF(mu, x)."""
@@ -44,8 +52,8 @@ class GradientFlow(Selection):
 
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """ṽ - proj_{∂V(x)}(ṽ)."""
-        v = self.smooth_drift(t, x, mu)
-        return v if self.regulariser is None else v - self.regulariser.project_subgradient(x, v)
+        v, regulariser = self.smooth_drift(t, x, mu), regulariser_of(self)
+        return v if regulariser is None else v - regulariser.project_subgradient(x, v)
 
     def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float:
         """None."""
@@ -53,21 +61,21 @@ class GradientFlow(Selection):
 
     def proximal(self, x: Tensor, h: float) -> Tensor:
         """The minimiser of ½|y - x|² + h V(y) over y, particle by particle."""
-        nearest: Tensor = x if self.regulariser is None else self.regulariser.prox(x, h)
-        return nearest
+        regulariser = regulariser_of(self)
+        return x if regulariser is None else regulariser.prox(x, h)
 
     @property
     def project(self) -> Callable[[Tensor], Tensor]:
         """The projection onto the domain of V; an attribute only of flows that have one."""
-        if self.regulariser is None or not self.regulariser.has_domain:
+        regulariser = regulariser_of(self)
+        if regulariser is None or not regulariser.has_domain:
             raise AttributeError(f"{type(self).__name__} has no regulariser with a domain, and so no projection.")
-        projection: Callable[[Tensor], Tensor] = self.regulariser.project
-        return projection
+        return regulariser.project
 
     def objective(self, mu: EmpiricalMeasure) -> Tensor:
         """F(mu) + ∫ V dmu, (...,)."""
-        value: Tensor = energy_of(self)(mu)
-        return value if self.regulariser is None else value + mu.integrate(self.regulariser.value)
+        value, regulariser = energy_of(self)(mu), regulariser_of(self)
+        return value if regulariser is None else value + mu.integrate(regulariser.value)
 
     def dissipation(self, t: float, mu: EmpiricalMeasure) -> Tensor:
         """∫|v|² dmu = -d/dt objective, (...,)."""
@@ -76,7 +84,7 @@ class GradientFlow(Selection):
 
     def observables(self) -> tuple[Observable | str, ...]:
         """The objective, where there is an energy."""
-        return (self.objective_observable(),) if isinstance(self.energy, Energy) else ()
+        return (self.objective_observable(),) if isinstance(getattr(self, "energy", None), Energy) else ()
 
     def objective_observable(self) -> Observable:
         """F(m) + ∫ V dm at every saved step."""

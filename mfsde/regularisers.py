@@ -21,12 +21,15 @@ import abc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 Components = tuple[int, ...] | None
+
+# What a proximal map may be worse than its start, in roundings of the numbers involved.
+ROUNDINGS = 64
 
 
 class Regulariser(abc.ABC):
@@ -339,6 +342,44 @@ class Separable(Regulariser):
         for part in self.parts:
             x = part.project(x)
         return x
+
+
+def regulariser_of(scenario: Any) -> Regulariser | None:
+    """The regulariser that a scenario declares, None where it has none.
+
+    Raises:
+        TypeError: it is something else.
+
+    """
+    declared = getattr(scenario, "regulariser", None)
+    if declared is not None and not isinstance(declared, Regulariser):
+        raise TypeError(
+            f"{type(scenario).__name__}.regulariser is {declared!r:.60}; expected an object of mfsde.regularisers or "
+            "mfsde.convex_sets, its weight included, or None: mfsde.regularisers.L1(0.3), or one of your own that "
+            "inherits Regulariser."
+        )
+    return declared
+
+
+def check_prox(v: Regulariser, x: Tensor, p: Tensor, h: float, name: str) -> None:
+    """Refuses a proximal map p of points x of the domain, (..., N, d), that is worse than to stay.
+
+    The minimiser has ½|p - x|² + hV(p) <= hV(x), up to rounding.
+
+    Raises:
+        ValueError: a point where it has not.
+
+    """
+    stayed, moved = h * v.value(x), 0.5 * (p - x).square().sum(-1) + h * v.value(p)
+    rounding = ROUNDINGS * torch.finfo(x.dtype).eps * (x.square().sum(-1) + p.square().sum(-1) + h + stayed.abs())
+    bad = torch.nonzero(~(moved <= stayed + rounding))
+    if len(bad):
+        where = tuple(bad[0].tolist())
+        raise ValueError(
+            f"{name}: prox(x, {h:g}) of {v} is not the minimiser of ½|y - x|² + hV(y): at x = {x[where].tolist()} it "
+            f"gives {p[where].tolist()} with the value {float(moved[where]):.6g}, and x itself has "
+            f"{float(stayed[where]):.6g}. Correct prox, or V."
+        )
 
 
 def _parts(v: Regulariser) -> tuple[Regulariser, ...]:

@@ -764,8 +764,26 @@ def test_a_flow_without_an_energy_says_so():
         def initial(self):
             return mfsde.Dirac([0.0])
 
-    with pytest.raises(TypeError, match="Empty has no energy"):
-        mfsde.simulate(Empty(), n_particles=2, horizon=1.0, dt=0.5, method="proximal", **RUN)
+    for method in ("proximal", "euler"):
+        with pytest.raises(
+            TypeError, match="Empty declares no energy; the dynamics that it inherits needs all of energy"
+        ):
+            mfsde.simulate(Empty(), n_particles=2, horizon=1.0, dt=0.5, method=method, **RUN)
+    # A drift by hand needs none, and then there is no objective to observe.
+    assert InASet(None).declares == ()
+    assert InASet(None).observables() == ()
+
+
+@pytest.mark.parametrize("method", ["proximal", "euler"])
+@pytest.mark.parametrize("wrong", [0.3, "L1", L1])
+def test_a_regulariser_that_is_none_is_refused_where_it_is_first_used(method, wrong):
+    what = r"Flow.regulariser is .*; expected an object of mfsde.regularisers or mfsde.convex_sets, its weight included"
+    with pytest.raises(TypeError, match=what):
+        mfsde.simulate(Flow(wrong), n_particles=2, horizon=1.0, dt=0.5, method=method, **RUN)
+    x = normals(1, 4, 2)
+    for use in (lambda: Flow(wrong).proximal(x, 0.1), lambda: Flow(wrong).objective(EmpiricalMeasure(x))):
+        with pytest.raises(TypeError, match=what):
+            use()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mfsde.convex_sets import Ball, Box, HalfSpace, Simplex
 from mfsde.provenance import decode, encode
-from mfsde.regularisers import L1, GroupNorm, PathNorm, Regulariser, Separable, SquaredNorm
+from mfsde.regularisers import L1, GroupNorm, PathNorm, Regulariser, Separable, SquaredNorm, check_prox
 
 DOUBLE = torch.float64
 
@@ -271,6 +271,37 @@ def test_projections_stay_where_they_are(v):
 @each
 def test_a_run_records_it_and_builds_it_again(v):
     assert decode(encode(v)) == v
+
+
+@each
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
+def test_no_proximal_map_is_worse_than_to_stay(v, dtype):
+    for x in (kinks(v, seed=22, dtype=dtype)[None], 1e4 * kinks(v, seed=23, dtype=dtype)[None]):
+        for h in (0.9, 1e-3, 1e-9):
+            check_prox(v, x, v.prox(x, h), h, "it")
+
+
+@dataclass(frozen=True)
+class Doubled(L1):
+    def prox(self, x, h):
+        return 2 * x
+
+
+@dataclass(frozen=True)
+class Overshooting(L1):
+    """The other side of the kink: from |x| < hλ it takes the whole step."""
+
+    def prox(self, x, h):
+        return x - h * self.weight * x.sign()
+
+
+@pytest.mark.parametrize("v", [Doubled(1.0), Doubled(1.0, (1,)), Overshooting(1.0)], ids=repr)
+def test_a_proximal_map_that_is_worse_is_refused(v):
+    x, h = torch.tensor([[[0.0, 0.0], [3.0, 0.1]]], dtype=DOUBLE), 0.5
+    with pytest.raises(ValueError, match=rf"Flow: prox\(x, 0.5\) of {type(v).__name__}.* at x = \[3.0, 0.1\] it gives"):
+        check_prox(v, x, v.prox(x, h), h, "Flow")
+    with pytest.raises(ValueError, match="is not the minimiser"):
+        check_prox(v, x, x / 0, h, "Flow")
 
 
 def test_a_regulariser_of_ones_own_joins_the_others():
