@@ -1,5 +1,6 @@
 """The Fokker-Planck equation: closed forms, exact properties of the scheme, orders, bad input."""
 
+import json
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -17,8 +18,8 @@ from mfsde.limit.domain import domain_of
 from mfsde.limit.finite_volume import FiniteVolumes, bernoulli
 from mfsde.limit.grid import Grid
 from mfsde.limit.integrators import Stepping
-from mfsde.limit.level import Level
-from mfsde.scenarios import DoubleWell, GaussianLangevin, MeanFieldOU
+from mfsde.limit.level import Level, support
+from mfsde.scenarios import DoubleWell, GaussianLangevin, KineticDoubleWell, MeanFieldOU, TwoPopulations
 
 TURN = 2 * math.pi
 STEPPING = Stepping("bdf", 1e-8, 1e-12, None)
@@ -795,3 +796,79 @@ def test_a_circle_may_begin_anywhere_and_a_law_go_round_it_many_times():
 def test_settings_of_a_common_noise_are_refused_without_one():
     with pytest.raises(TypeError, match="no common_diffusion"):
         fokker_planck(OU, None, [1.0], seed=1)
+
+
+# Degenerate noise -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spring:
+    """dX = V dt, dV = (-kX - V) dt + dW: Gaussian, with noise in V alone."""
+
+    stiffness: float = 1.0
+
+    def drift(self, t, x, mu):
+        place, speed = x[..., :1], x[..., 1:]
+        return torch.cat([speed, -self.stiffness * place - speed], dim=-1)
+
+    def diffusion(self, t, x, mu):
+        return torch.tensor([0.0, 1.0], dtype=x.dtype)
+
+    def initial(self):
+        return mfsde.Gaussian([1.0, 0.0], 0.3)
+
+
+def test_where_a_component_moves_without_noise_the_estimate_of_first_order_holds_the_error():
+    times = [0.5, 1.0]
+    found = fokker_planck(Spring(), None, times, n_nodes=33)
+    assert json.loads(found.attrs["settings"])["order"] == 1
+
+    def off(name, stiffness):
+        exact = mfsde.limit.moments(Spring(stiffness), times)
+        return float(np.abs(found[name] - exact[name]).max() / found[f"{name}_error"].max())
+
+    # The estimate is the leading term of the error; on coarse cells the next one is a part of it.
+    assert off("mean", 1.0) < 1.5
+    assert off("covariance", 1.0) < 1.5
+    assert off("mean", 2.0) > 3
+    assert found["tail"].max() < 1e-6
+
+
+def test_cells_smear_no_box_where_noise_is_degenerate():
+    well, times = KineticDoubleWell(), np.array([0.0, 2.0])
+    start = initial_law(well)
+    low, high = support(well, start, domain_of(well, start), times)
+    # From five deviations, x = 4, a particle falls by V = 56 and more and comes to speeds of 11.
+    assert (high - low < 25).all()
+    deviation = start.cov.diagonal().sqrt().numpy()
+    assert (low < start.mean.numpy() - 5 * deviation).all()
+    assert (high > start.mean.numpy() + 5 * deviation).all()
+
+
+@dataclass(frozen=True)
+class Bursting(Spring):
+    def drift(self, t, x, mu):
+        return torch.cat([x[..., :1] ** 3, -x[..., 1:]], dim=-1)
+
+
+def test_a_box_that_no_particles_stay_in_is_an_error():
+    with pytest.raises(ValueError, match=r"leaves every grid .* does not confine .* cells smear mass"):
+        fokker_planck(Bursting(), None, [2.0])
+
+
+@dataclass(frozen=True)
+class Skew(Spring):
+    """Noise in both components, and a start on two lines."""
+
+    def diffusion(self, t, x, mu):
+        return 1.0
+
+    def initial(self):
+        return mfsde.Mixture([mfsde.Gaussian([0.0, a], [[1.0, 0.0], [0.0, 0.0]]) for a in (0.0, 1.0)], [0.5, 0.5])
+
+
+def test_a_law_without_a_density_is_refused_with_the_component_and_the_way_out():
+    with pytest.raises(ValueError, match=r"component 1 .* neither noise nor.* Simulate; scenario.limit\(t\)"):
+        fokker_planck(TwoPopulations(), None, [0.5])
+    with pytest.raises(ValueError, match=r"Skew: the initial law is singular .* small variance"):
+        fokker_planck(Skew(), None, [0.5])

@@ -196,3 +196,34 @@ class Moving:
 def test_what_no_solver_can_take_is_refused(solve, case, message):
     with pytest.raises(ValueError, match=message):
         solve(case)
+
+
+@dataclass(frozen=True)
+class Drifting:
+    """dX = V dt, dV = -V dt + dW/2; mass comes anew from around (5, 0)."""
+
+    inflow: float = 0.5
+
+    def drift(self, t, x, mu):
+        return torch.cat([x[..., 1:], -x[..., 1:]], dim=-1)
+
+    def diffusion(self, t, x, mu):
+        return torch.tensor([0.0, 0.5], dtype=x.dtype)
+
+    def birth_death_rate(self, t, x, mu):
+        return torch.zeros_like(x[..., 0])
+
+    def reinjection(self):
+        return self.inflow, Gaussian([5.0, 0.0], 0.2)
+
+    def initial(self):
+        return Gaussian([0.0, 0.0], 0.2)
+
+
+def test_mass_from_outside_is_on_the_grid_where_noise_is_degenerate():
+    """m' = E V + ρ(5 - m), E V = 0."""
+    found = limit.fokker_planck(Drifting(), None, [1.0], n_nodes=33)
+    assert float(found.x[-1]) > 5 + 3 * np.sqrt(0.2)
+    wanted = 5 * (1 - np.exp(-0.5))
+    assert abs(float(found["mean"][0, 0]) - wanted) < 1.5 * float(found.mean_error[0, 0]) + 1e-6
+    assert float(found["tail"].max()) < 1e-6

@@ -6,6 +6,7 @@ They are the methods that the particles call, checked by the same `Equation`; on
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,15 @@ class Coefficients:
             s = sigma.expand(*at.shape, sigma.shape[-1])[0]
             return self._checked((s @ s.mT).numpy(), "diffusion", t)
         return self._checked(np.square(_expanded(sigma, at)[0]), "diffusion", t)
+
+    def noiseless(self, times: Sequence[float], x: Array, laws: Sequence[EmpiricalMeasure]) -> list[int]:
+        """The components without noise at points (n, d), at all the times and laws."""
+        noisy = np.zeros(self.dim, dtype=bool)
+        for t in times:
+            for mu in laws:
+                a = self.covariance(t, x, mu)
+                noisy |= (a if a.ndim == 2 else np.diagonal(a, axis1=1, axis2=2)).any(0)
+        return [int(k) for k in np.flatnonzero(~noisy)]
 
     def common(self, t: float, x: Array, mu: EmpiricalMeasure) -> Array:
         """σ⁰ at points (n, d): (n, d, m)."""

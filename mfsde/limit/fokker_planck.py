@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from ..energy import Energy
@@ -17,7 +18,7 @@ from ..model import scenario_name
 from ..noise import Noise
 from ..progress import Progress
 from . import results, richardson, stochastic
-from .coefficients import check_dimension, initial_law
+from .coefficients import Coefficients, check_dimension, initial_law
 from .domain import Domain, domain_of
 from .grid import Array, Grid
 from .integrators import METHODS, Stepping
@@ -91,6 +92,7 @@ def fokker_planck(
     times = results.checked_times(times)
     start = initial_law(scenario)
     check_dimension(scenario, start.dim)
+    _check_density(scenario, start)
     domain = domain_of(scenario, start)
     if hasattr(scenario, "common_diffusion"):
         if energies:
@@ -163,6 +165,34 @@ def _check_tails(level: Level) -> None:
 
 
 # Input
+
+
+def _check_density(scenario: Any, start: Any) -> None:
+    """Refuses a law of several pieces that has no density, with the component that never gets one."""
+    if isinstance(start, EmpiricalMeasure) or not hasattr(start, "log_prob"):
+        return
+    mu = start.as_measure()
+    points = mu.points.double()
+    mu = EmpiricalMeasure.given(points, mu.weights.double(), mu.period)
+    try:
+        start.log_prob(points[:1])
+    except ValueError as problem:
+        if not (np.diag(start.cov.numpy()) > 0).all():
+            return  # A law that does not spread at all along some axis: an atom, or refused where masses are laid down.
+        name = scenario_name(scenario)
+        coefficients = Coefficients(scenario, points.numpy(), mu.weights.numpy(), births=True)
+        still = coefficients.noiseless((0.0,), points.numpy(), [mu])
+        closed = "; scenario.limit(t) is its law in closed form" if hasattr(scenario, "limit") else ""
+        if still:
+            raise ValueError(
+                f"{name}: component {still[0]} of the state has neither noise nor, at the start, a density (a label "
+                f"that particles are drawn with, for instance): the law has none at any time, and a grid cannot hold "
+                f"it. Simulate{closed}."
+            ) from problem
+        raise ValueError(
+            f"{name}: the initial law is singular and has no density on a grid ({problem}) Give it a small variance "
+            f"in every direction, or simulate{closed}."
+        ) from problem
 
 
 def _stepping(method: str | None, rtol: float, atol: float, dt: float | None, times: Array) -> Stepping:

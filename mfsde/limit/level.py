@@ -21,6 +21,7 @@ from .free_energy import dissipation_of, first_order_residual, of_law, value_of
 from .grid import Array, Grid
 from .grid_law import GridLaw
 from .integrators import Stepping
+from .pilot import box_of_particles, moved_without_noise
 
 PILOT_NODES = {1: 257, 2: 49}
 PILOT = Stepping("bdf", 1e-4, 1e-10, None)
@@ -129,6 +130,8 @@ def _energies(scenario: Any, law: GridLaw, gradient_flow: bool) -> dict[str, flo
 def support(scenario: Any, start: Law | EmpiricalMeasure, domain: Domain, times: Array) -> tuple[Array, Array]:
     """A box outside of which the density stays below 1e-14 of its maximum, found on coarse grids.
 
+    Where a component moves without noise, the box of `pilot`: coarse grids would smear mass over any box.
+
     Raises:
         ValueError: the mass leaves every box.
 
@@ -139,6 +142,12 @@ def support(scenario: Any, start: Law | EmpiricalMeasure, domain: Domain, times:
         low, high = np.minimum(low, other[0]), np.maximum(high, other[1])
     if all(_is_closed(domain, k) for k in range(start.dim)):
         return low, high
+    degenerate = [k for k in moved_without_noise(scenario, start, times) if not _is_closed(domain, k)]
+    if degenerate and times[-1] > 0:
+        found = box_of_particles(scenario, start, domain, times)
+        if found is None:
+            raise ValueError(_leaves(scenario, low, high, times))
+        return found
     pilots = np.union1d(times, np.linspace(0, times[-1], PILOT_TIMES)) if times[-1] > 0 else times
     first = high - low
     for _ in range(DOUBLINGS):
@@ -152,10 +161,14 @@ def support(scenario: Any, start: Law | EmpiricalMeasure, domain: Domain, times:
             shrunk = np.array([ends for ends, _ in carried])
             return np.maximum(shrunk[:, 0], domain.low), np.minimum(shrunk[:, 1], domain.high)
         low, high = widened(low, high, out, domain)
-    raise ValueError(
+    raise ValueError(_leaves(scenario, low, high, times))
+
+
+def _leaves(scenario: Any, low: Array, high: Array, times: Array) -> str:
+    return (
         f"{scenario_name(scenario)}: the mass leaves every grid up to [{low[0]:.3g}, {high[0]:.3g}] before t = "
-        f"{times[-1]:g}. Either the equation does not confine it, or the law has heavy tails; pass a grid, or stop "
-        "earlier."
+        f"{times[-1]:g}. Either the equation does not confine it, or the law has heavy tails, or noise is degenerate "
+        "(weak or none along a component) and the cells smear mass outwards; pass a grid, or stop earlier."
     )
 
 
