@@ -13,7 +13,15 @@ from scipy import integrate, optimize
 import mfsde
 from mfsde.limit import GridLaw, branch, critical, fokker_planck, gibbs, gibbs_all
 from mfsde.limit.free_energy import first_order_residual
-from mfsde.scenarios import DoubleWell, GaussianLangevin, Kuramoto, MeanFieldOU
+from mfsde.scenarios import (
+    DoubleWell,
+    GaussianLangevin,
+    KineticDoubleWell,
+    Kuramoto,
+    MeanFieldOU,
+    SparseSpikes,
+    TwoPopulations,
+)
 
 TURN = 2 * math.pi
 
@@ -492,3 +500,12 @@ def test_impossible_numbers_are_refused():
         gibbs(DoubleWell(), start=mfsde.Gaussian([0.0, 0.0], 1.0))
     with pytest.raises(ValueError, match="low = high"):
         branch(DoubleWell(), "sigma", 0.8, 0.8)
+
+
+def test_a_component_without_noise_has_no_stationary_density():
+    with pytest.raises(ValueError, match="TwoPopulations has no noise on component 1 of the state"):
+        gibbs(TwoPopulations())
+    with pytest.raises(ValueError, match="SparseSpikes has no noise: stationary laws need not"):
+        gibbs_all(SparseSpikes())
+    with pytest.raises(ValueError, match=r"is kinetic: .*overdamped"):
+        gibbs(KineticDoubleWell())

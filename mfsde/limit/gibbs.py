@@ -11,7 +11,7 @@ import numpy as np
 
 from ..measure import EmpiricalMeasure, Law
 from ..model import scenario_name
-from .coefficients import check_dimension, initial_law
+from .coefficients import Coefficients, check_dimension, initial_law
 from .domain import Domain, domain_of, first_box, widened
 from .fixed_points import Problem, StationaryLaw, has_current
 from .grid import FEWEST, Array, Grid
@@ -26,6 +26,7 @@ CURRENT_DEPTH = 20.0  # the same where there is a current: tails are those of th
 DOUBLINGS = 12
 LEAKING = 1e-4  # mass at open ends that is an error
 ATOMS = 6  # laws of three atoms each, whose fields' laws a search for all stationary laws has to hold
+LOOKED_AT = 9  # nodes on an axis at which noise is looked for
 ROUNDS = 8  # of choosing a box for a law and finding the law of the box
 
 
@@ -51,7 +52,7 @@ def gibbs(
 
     Raises:
         ValueError: no stationary law (what confines is too weak), mass at the ends of the grid, a grid too coarse for
-            the law, d > 2, common noise.
+            the law, d > 2, common noise, a component without noise.
         RuntimeError: the fixed point was not reached; the message says how far it got.
 
     Source: Szpruch, Mean-field Langevin dynamics, Proposition 4; Hu, Ren, Siska, Szpruch (2021), Proposition 2.5.
@@ -107,7 +108,26 @@ def starting(scenario: Any, start: Any) -> EmpiricalMeasure:
             "in time with mfsde.limit.fokker_planck."
         )
     mu = law.as_measure() if isinstance(law, Law) else law
-    return EmpiricalMeasure.given(mu.points.double(), mu.weights.double(), getattr(scenario, "period", None))
+    origin = EmpiricalMeasure.given(mu.points.double(), mu.weights.double(), getattr(scenario, "period", None))
+    _check_noise(scenario, origin)
+    return origin
+
+
+def _check_noise(scenario: Any, origin: EmpiricalMeasure) -> None:
+    """Refuses components without noise, at any of some laws around the start."""
+    domain = domain_of(scenario, origin)
+    low, high = first_box(EmpiricalMeasure(origin.points, origin.weights), domain)
+    grid = Grid.box(list(low), list(high), LOOKED_AT, domain.period)
+    coefficients = Coefficients(scenario, grid.points, (grid.widths / grid.widths.sum()).ravel())
+    still = coefficients.noiseless((0.0,), grid.points, [origin, *grid.few_atoms(2)])
+    if not still:
+        return
+    d = origin.points.shape[-1]
+    where = "" if len(still) == d else f" on component {' and '.join(map(str, still))} of the state"
+    raise ValueError(
+        f"{coefficients.name} has no noise{where}: stationary laws need not have a density there, nor be isolated. "
+        "Follow the law in time with mfsde.limit.evolve, or simulate."
+    )
 
 
 def _refitted(
