@@ -1,5 +1,6 @@
 """The method that an equation's limit is computed by, and the command line's table of it."""
 
+import importlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,3 +128,17 @@ def test_a_gaussian_limit_of_moments_agrees_with_the_density():
     moments = mfsde.limit.moments(ou, [1.0])
     assert float(density["mean"][0, 0]) == pytest.approx(float(moments["mean"][0, 0]), abs=1e-6)
     assert float(density.covariance[0, 0, 0]) == pytest.approx(float(moments.covariance[0, 0, 0]), abs=1e-6)
+
+
+def test_a_slow_drift_is_told_of_while_the_points_move(capsys, monkeypatch):
+    evolve(IsotropicGaussians(), [0.5], n_nodes=16, progress=True)
+    fast = capsys.readouterr().err
+    assert "limit of IsotropicGaussians along 16 points: percent 200 of 200" in fast
+    assert "one call of the drift" not in fast
+    monkeypatch.setattr(importlib.import_module("mfsde.limit.characteristics"), "SLOW", 0.0)
+    evolve(IsotropicGaussians(), [0.5], n_nodes=16, progress=True)
+    slow = capsys.readouterr().err
+    assert slow.count("one call of the drift takes") == 1
+    assert "--nodes" in slow
+    evolve(IsotropicGaussians(), [0.5], n_nodes=16)
+    assert capsys.readouterr().err == ""

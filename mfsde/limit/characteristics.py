@@ -10,6 +10,8 @@ as long as b points outwards: x' = lim (project(x + εb) - x)/ε, the projected 
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ from torch import Tensor
 from ..energy import Energy
 from ..measure import EmpiricalMeasure, Law, Mixture, period_lengths
 from ..model import scenario_name
+from ..progress import Progress
 from . import results
 from .coefficients import Coefficients, initial_law
 
@@ -38,6 +41,7 @@ LEAVING = 1e-10  # beyond the wall, from which on a point has met it
 PROBE = 1e-8  # along a velocity, to find the wall
 TURN = 1e-5  # along a velocity, to see how the wall turns it
 MOST_STEPS = 100_000
+SLOW = 2.0  # seconds for one call of the drift that are worth a word
 LEAST = 1e-300  # of a mass, so that it has a logarithm
 
 
@@ -52,6 +56,7 @@ def characteristics(
     atol: float = 1e-12,
     store: results.Path_ | None = None,
     overwrite: bool = False,
+    progress: bool = False,
 ) -> xr.Dataset:
     """The law of the limit ∂_t m = -∇·(b m) - (V - ∫ V dm) m of an equation without noise, along its characteristics.
 
@@ -73,6 +78,7 @@ def characteristics(
         atol: absolute tolerance of the steps.
         store: a folder to write to, opened again by `mfsde.open_run`.
         overwrite: replace an existing store.
+        progress: show how far it is: a drift that compares all pairs of points takes long in high dimension.
 
     Returns:
         Dataset over `time`, like a weighted run of one replica: `position` (replica, particle, component), `weight`
@@ -92,15 +98,48 @@ def characteristics(
     times = results.checked_times(times)
     stepping = Stepping.checked(method, rtol, atol)
     begin = initial_law(scenario, start)
-    fine = Solution.of(scenario, _points(begin, n_nodes), times, stepping)
+    points = _points(begin, n_nodes)
+    is_checked = isinstance(begin, Law) and points.n_particles > 1
+    name = f"limit of {scenario_name(scenario)} along {points.n_particles} points"
+    with Progress(name, 0, 200 if is_checked else 100, progress, "percent") as bar:
+        fine = Solution.of(scenario, points, times, stepping, Pace(bar, 0, times, points.n_particles, progress))
+        if is_checked:
+            half = _points(begin, n_nodes, halved=True)
+            pace = Pace(bar, 100, times, half.n_particles, False)
+            coarse = Solution.of(scenario, half, times, stepping, pace).averages()
     series = {**fine.particles(), **fine.averages()}
-    if isinstance(begin, Law) and fine.positions.shape[1] > 1:
-        coarse = Solution.of(scenario, _points(begin, n_nodes, halved=True), times, stepping).averages()
+    if is_checked:
         for name, (dims, values, long_name, units) in fine.averages().items():
             gap = np.abs(values - coarse[name][1])
             series[f"{name}_error"] = (dims, gap, f"change of the {long_name} from half as many nodes", units)
     settings = {"method": method, "rtol": rtol, "atol": atol, "n_points": fine.positions.shape[1]}
     return results.dataset(scenario, times, series, fine.coordinates(), settings, store, overwrite)
+
+
+class Pace:
+    """Says how far an integration is, in percent from `first` on, and once that its drift is slow.    times: (T,)."""
+
+    def __init__(self, bar: Progress, first: int, times: Array, n_points: int, shown: bool) -> None:
+        self._bar, self._end, self._n_points = bar, float(times[-1]), n_points
+        self._first = self._reached = first
+        self._hints = shown
+        self._before: float | None = None
+
+    def at(self, t: float) -> None:
+        """The drift is asked for at time t."""
+        now = time.monotonic()
+        if self._hints and self._before is not None and now - self._before > SLOW:
+            self._hints = False
+            print(
+                f"one call of the drift takes {now - self._before:.1f} s at {self._n_points} points, and a step needs "
+                "a dozen; n_nodes (--nodes) takes fewer points, and simulate(method='euler') one call a step.",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._before = now
+        # Steps that are rejected are taken anew from before.
+        self._reached = max(self._reached, self._first + int(100 * min(t / self._end, 1.0)))
+        self._bar.at(self._reached)
 
 
 @dataclass(frozen=True)
@@ -283,10 +322,10 @@ class Solution:
     weights: Array
 
     @classmethod
-    def of(cls, scenario: Any, start: EmpiricalMeasure, times: Array, stepping: Stepping) -> Solution:
+    def of(cls, scenario: Any, start: EmpiricalMeasure, times: Array, stepping: Stepping, pace: Pace) -> Solution:
         """Solved from the start to the times."""
         flow, positions, weights = Flow(scenario, start), [], []
-        for t, y in zip(times, _march(flow, times, stepping), strict=True):
+        for t, y in zip(times, _march(flow, times, stepping, pace), strict=True):
             flow.check_noiseless(float(t), y)
             positions.append(flow.wrapped(y))
             weights.append(flow.weights(y).numpy())
@@ -323,7 +362,7 @@ class Solution:
         }
 
 
-def _march(flow: Flow, times: Array, stepping: Stepping) -> Iterator[Array]:
+def _march(flow: Flow, times: Array, stepping: Stepping, pace: Pace) -> Iterator[Array]:
     """The points at the times, one after the other.
 
     The integrator starts anew whenever points meet the wall or are let go by it: between, the equation is smooth.
@@ -336,7 +375,7 @@ def _march(flow: Flow, times: Array, stepping: Stepping) -> Iterator[Array]:
         waiting.pop(0)
     n_steps = 0
     while waiting:
-        solver = _solver(flow, t, y, held, waiting[-1], step, stepping)
+        solver = _solver(flow, t, y, held, waiting[-1], step, stepping, pace)
         restarted = False
         while waiting and not restarted:
             n_steps += 1
@@ -358,10 +397,13 @@ def _march(flow: Flow, times: Array, stepping: Stepping) -> Iterator[Array]:
         step = solver.t - solver.t_old
 
 
-def _solver(flow: Flow, t: float, y: Array, held: Array, end: float, step: float | None, stepping: Stepping) -> Any:
+def _solver(
+    flow: Flow, t: float, y: Array, held: Array, end: float, step: float | None, stepping: Stepping, pace: Pace
+) -> Any:
     """Scipy's integrator from a state, with the points at the wall that are held there."""
 
     def slope(s: float, values: Array) -> Array:
+        pace.at(s)
         return flow.slope(s, values.reshape(y.shape), held).ravel()
 
     first = None if step is None else min(step, end - t)

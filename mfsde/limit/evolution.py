@@ -61,7 +61,7 @@ def evolve(
         own: dict[str, Any] = {"dt": dt, "seed": seed, "noise": noise, "n_replicas": n_replicas}
         return fokker_planck(scenario, None, times, n_nodes=n_nodes, **own, **kept)
     if is_noiseless(scenario, results.checked_times(times)):
-        return characteristics(scenario, times, n_nodes=n_nodes, **kept)
+        return characteristics(scenario, times, n_nodes=n_nodes, progress=progress, **kept)
     if start.dim > 2:
         return _moments(scenario, start.dim, times, **kept)
     return fokker_planck(scenario, None, times, n_nodes=n_nodes, progress=progress, **kept)
