@@ -56,5 +56,6 @@ def directional(sigma: Sigma, x: Tensor, directions: Iterable[Tensor]) -> list[T
         (adjoint,) = torch.autograd.grad(value, at, u, create_graph=True, allow_unused=True, materialize_grads=True)
         if not adjoint.requires_grad:
             return [torch.zeros_like(value) for _ in directions]
-        options = {"retain_graph": True, "create_graph": is_recording()}
+        # A σ that a parameter moves and x does not has an adjoint with a graph, which u is no part of.
+        options = {"retain_graph": True, "create_graph": is_recording(), "materialize_grads": True}
         return [torch.autograd.grad(adjoint, u, v, **options)[0] for v in directions]

@@ -26,6 +26,7 @@ from .euler import explicit
 from .measure import shortest
 from .model import Equation, unchanged
 from .noise import Noise
+from .regularisers import check_prox, regulariser_of
 
 # Differences, relative to the place (or 1), that a projection may make to a point of its domain.
 ROUNDING = 1e-4
@@ -43,8 +44,9 @@ def check_proximal(equation: Equation, x: Tensor) -> None:
     """Refuses scenarios without the two parts of the step, and parts that do not suit the initial state x, (R, N, d).
 
     Raises:
+        TypeError: a `regulariser` that is none.
         ValueError: no `smooth_drift` or `proximal`; a state where the regulariser is infinite; a proximal map that is
-            not finite or leaves the domain.
+            not finite, leaves the domain, or is worse than to stay.
 
     """
     scenario, name = equation.scenario, equation.name
@@ -54,7 +56,7 @@ def check_proximal(equation: Equation, x: Tensor) -> None:
             f"method 'proximal' needs smooth_drift(t, x, mu) and proximal(x, h); {name} has no "
             f"{' and no '.join(missing)}. Inherit mfsde.GradientFlow and declare a regulariser, or use 'euler'."
         )
-    regulariser = getattr(scenario, "regulariser", None)
+    regulariser = regulariser_of(scenario)
     with torch.no_grad():
         if regulariser is not None:
             _check_values(f"{name}: the initial state has", regulariser, x, "Start inside the domain.")
@@ -68,6 +70,7 @@ def check_proximal(equation: Equation, x: Tensor) -> None:
             )
         if regulariser is not None:
             _check_values(f"{name}.proximal leaves the domain: it has", regulariser, y, "Project onto the domain.")
+            check_prox(regulariser, x, y, h, name)
         if equation.has_projection:
             _check_projection(equation, y, h)
 

@@ -213,6 +213,7 @@ class Equation:
             self.form, self.common_form = form, common
             if self.has_projection:
                 self._check_shape("project", self.project(0.0, x.clone()), x)
+            self._check_domain(x)
             if self.has_birth_death:
                 self._check_rate(x, mu)
 
@@ -234,6 +235,20 @@ class Equation:
             raise ValueError(
                 f"{self.name}: field name {', '.join(sorted(taken))} is reserved for settings, dimensions and "
                 "variables of the dataset; rename it."
+            )
+
+    def _check_domain(self, x: Tensor) -> None:
+        """Steps project what they have moved, and not the start."""
+        regulariser = getattr(self.scenario, "regulariser", None)
+        if regulariser is None or not regulariser.has_domain:
+            return
+        values = regulariser.value(x)
+        bad = torch.nonzero(~torch.isfinite(values))
+        if len(bad):
+            where = tuple(bad[0].tolist())
+            raise ValueError(
+                f"{self.name}: the initial state has V = {float(values[where])} at replica {where[0]}, particle "
+                f"{where[1]}, x = {x[where].tolist()}, for V = {regulariser}. Start inside the domain."
             )
 
     def _check_drift(self, x: Tensor, mu: EmpiricalMeasure) -> None:

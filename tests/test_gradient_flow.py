@@ -824,3 +824,49 @@ def test_with_noise_a_wall_costs_half_an_order():
         errors.append(values.std(ddof=1) / len(values) ** 0.5)
     assert misfit((0.5, 1.0), steps, excess, errors) < 16
     assert misfit((1.0, 2.0), steps, excess, errors) > 100
+
+
+@dataclass(frozen=True)
+class Overshooting(Regulariser):
+    """V = |x| with a map that is not its proximal one."""
+
+    def value(self, x):
+        return x.abs().sum(-1)
+
+    def prox(self, x, h):
+        return 2 * x
+
+    def project_subgradient(self, x, v):
+        return x.sign()
+
+
+@dataclass(frozen=True)
+class Regularised(GradientFlow):
+    v: Any = None
+    spread: float = 1.0
+
+    @property
+    def regulariser(self):
+        return self.v
+
+    @cached_property
+    def energy(self):
+        return mfsde.potential(lambda x: 0.5 * x.square().sum(-1))
+
+    def initial(self):
+        return mfsde.Gaussian([0.0], self.spread)
+
+
+@pytest.mark.parametrize(
+    ("v", "method", "error", "message"),
+    [
+        (Overshooting(), "proximal", ValueError, "Overshooting"),
+        (0.3, "proximal", TypeError, "expected an object of mfsde.regularisers or mfsde.convex_sets"),
+        (0.3, "euler", TypeError, "expected an object of mfsde.regularisers or mfsde.convex_sets"),
+        (Box(-0.1, 0.1), "euler", ValueError, "Start inside the domain"),
+        (Box(-0.1, 0.1), "proximal", ValueError, "Start inside the domain"),
+    ],
+)
+def test_regularisers_that_do_not_fit_are_refused_at_the_door(v, method, error, message):
+    with pytest.raises(error, match=message):
+        mfsde.simulate(Regularised(v), n_particles=20, horizon=0.1, dt=0.05, seed=0, method=method)
