@@ -56,7 +56,7 @@ def test_a_run_killed_anywhere_and_resumed_has_the_bytes_of_one_that_was_not(uni
     child = start(store)
     chance = random.Random(20)
     kills = 0
-    while kills < 4:
+    while kills < 3:
         while not store.exists() and child.poll() is None:
             time.sleep(0.01)
         time.sleep(chance.uniform(0.0, 0.25))
@@ -67,7 +67,7 @@ def test_a_run_killed_anywhere_and_resumed_has_the_bytes_of_one_that_was_not(uni
         with mfsde.open_run(store) as run, mfsde.open_run(uninterrupted) as whole:
             np.testing.assert_array_equal(run.position.values, whole.position.values[: run.sizes["time"]])
         child = subprocess.Popen([sys.executable, "-c", GO_ON, str(store)], stderr=subprocess.PIPE, text=True)
-        if kills < 4:
+        if kills < 3:
             time.sleep(1.5)
         if child.poll() is not None:
             break
