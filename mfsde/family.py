@@ -82,6 +82,11 @@ class _Member:
         return {**given, "method": suited(self)}
 
     @property
+    def regulariser(self) -> Any:
+        """The scenario's, None where it has none."""
+        return getattr(self.of, "regulariser", None)
+
+    @property
     def period(self) -> Any:
         """The scenario's torus, an attribute only where it has one."""
         return self.of.period
@@ -105,11 +110,6 @@ class GradientFlowOf(_Member, GradientFlow):
     of: Any
     alpha: float | None = None
 
-    @property
-    def regulariser(self) -> Any:
-        """The scenario's, None where it has none."""
-        return getattr(self.of, "regulariser", None)
-
 
 @dataclass(frozen=True)
 class LangevinOf(_Member, MeanFieldLangevin):
@@ -131,11 +131,6 @@ class LangevinOf(_Member, MeanFieldLangevin):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "sigma", _noise_of(self.of, self.sigma))
-
-    @property
-    def regulariser(self) -> Any:
-        """The scenario's, None where it has none."""
-        return getattr(self.of, "regulariser", None)
 
     def smooth_drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """-(D_mF + (σ²/2) ∇U)."""

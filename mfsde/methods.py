@@ -31,27 +31,29 @@ Transport = Callable[[Equation, Clock, Noise, int, Tensor], None]
 # Returns the number of events in each replica.
 Reaction = Callable[[Equation, float, float, Noise, int, Tensor], Tensor]
 
-IN_PLACE: dict[str, Transport] = {
-    "euler": euler,
-    "proximal": forward_backward.proximal,
-    "dopri5": runge_kutta.dopri5,
-    "sgd": sgd.sgd,
-    "baoab": splitting.open_baoab,
-    "obabo": splitting.obabo,
+
+@dataclass(frozen=True)
+class Scheme:
+    """A transport that works in place.
+
+    step: moves the state. check: refuses scenarios, seen at their initial state, that it cannot move. close: does what
+    the step left for the next one, before anyone looks at the state.
+    """
+
+    step: Transport
+    check: Callable[[Equation, Tensor], None] | None = None
+    close: Callable[[Equation, Tensor], None] | None = None
+
+
+IN_PLACE: dict[str, Scheme] = {
+    "euler": Scheme(euler),
+    "proximal": Scheme(forward_backward.proximal, forward_backward.check_proximal),
+    "dopri5": Scheme(runge_kutta.dopri5, runge_kutta.check_dopri5),
+    "sgd": Scheme(sgd.sgd, lambda equation, x: sgd.check(equation)),
+    "baoab": Scheme(splitting.open_baoab, splitting.check, splitting.close),
+    "obabo": Scheme(splitting.obabo, splitting.check),
 }
-# What those need of a scenario, seen at its initial state.
-REQUIRED: dict[str, Callable[[Equation, Tensor], None]] = {
-    "proximal": forward_backward.check_proximal,
-    "dopri5": runge_kutta.check_dopri5,
-    "sgd": lambda equation, x: sgd.check(equation),
-    "baoab": splitting.check,
-    "obabo": splitting.check,
-}
-# What a transport left for its next step, done before anyone looks at the state.
-CLOSE: dict[str, Callable[[Equation, Tensor], None]] = {
-    "baoab": splitting.close,
-}
-TRANSPORTS = (*METHODS, *REQUIRED)
+TRANSPORTS = tuple(dict.fromkeys((*METHODS, *IN_PLACE)))
 REACTIONS: dict[str, Reaction] = {
     "jumps": birth_death.jumps,
     "clocks": birth_death.clocks,
@@ -112,9 +114,10 @@ def check_method(equation: Equation, method: Method, x: Tensor, times: Iterable[
     """
     if method.reaction:
         birth_death.check(equation, method.reaction)
-    if method.transport in REQUIRED:
-        REQUIRED[method.transport](equation, x)
-    if method.transport in IN_PLACE or equation.is_additive:
+    scheme = IN_PLACE.get(method.transport)
+    if scheme is not None and scheme.check is not None:
+        scheme.check(equation, x)
+    if scheme is not None or equation.is_additive:
         return
     for t in times:
         if method.transport in ("milstein", "srk"):

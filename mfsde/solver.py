@@ -29,7 +29,7 @@ from torchsde._core.methods.euler import Euler
 from .clock import Clock
 from .diffusion import along_columns, product
 from .measure import EmpiricalMeasure
-from .methods import CLOSE, IN_PLACE, REACTIONS, STRATONOVICH, Method, Transport
+from .methods import IN_PLACE, REACTIONS, STRATONOVICH, Method, Transport
 from .model import Equation
 from .noise import Noise, Stream
 
@@ -246,7 +246,7 @@ class _March:
         self._next_stop = next(self._stops, -1)
         self._watch, self._progress, self._interrupted = watch, progress, interrupted
         self._noise, self._react = noise, REACTIONS[method.reaction] if method.reaction else None
-        self._close = CLOSE.get(method.transport)
+        self._close = IN_PLACE[method.transport].close if method.transport in IN_PLACE else None
         self._finite_step = first
         self._keep(x)
         self.step, self.state = first, x
@@ -350,6 +350,6 @@ def _scheme(equation: Equation, x: Tensor, clock: Clock, noise: Noise, method: s
     }
     if method in IN_PLACE:
         scheme = InPlace(**settings)
-        scheme.transport, scheme.noise = IN_PLACE[method], noise
+        scheme.transport, scheme.noise = IN_PLACE[method].step, noise
         return scheme
     return torchsde_methods.select(method=method, sde_type=system.sde_type)(**settings)
