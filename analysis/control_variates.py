@@ -113,20 +113,8 @@ def control_variate(
     """
     _check_values(value, "value")
     controls, centres = _named(value, control, expectation)
-    centred = xr.concat(
-        [_like(value, controls[name] - centres[name], name) for name in controls],
-        xr.Variable("control", list(controls)),
-        coords="minimal",
-        compat="override",
-        join="exact",
-    )
-    r, p = replicas.count(value), len(controls)
-    for control in controls.values():
-        replicas.check_independent(control)
-    if r < p + 4:
-        raise ValueError(
-            f"control_variate: {r} replicas and {p} controls; the coefficients and an error need at least {p + 4}."
-        )
+    centred = _centred(value, controls, centres)
+    _check_replicas(value, controls)
     estimate, stderr, coefficient, error, plain, plain_stderr, factor = apply(
         _corrected,
         value.reset_coords(drop=True),
@@ -145,6 +133,28 @@ def control_variate(
         plain=(plain, "mean without controls"),
         plain_stderr=(plain_stderr, "standard error without controls"),
     )
+
+
+def _centred(value: Values, controls: Mapping[str, Values], centres: Mapping[str, Any]) -> Values:
+    """C - E C of every control beside the value, along `control`."""
+    return xr.concat(
+        [_like(value, controls[name] - centres[name], name) for name in controls],
+        xr.Variable("control", list(controls)),
+        coords="minimal",
+        compat="override",
+        join="exact",
+    )
+
+
+def _check_replicas(value: Values, controls: Mapping[str, Values]) -> None:
+    """Independent ones, and enough of them."""
+    r, p = replicas.count(value), len(controls)
+    for control in controls.values():
+        replicas.check_independent(control)
+    if r < p + 4:
+        raise ValueError(
+            f"control_variate: {r} replicas and {p} controls; the coefficients and an error need at least {p + 4}."
+        )
 
 
 def _paired(first: Array, second: Array) -> tuple[Array, Array, Array, Array]:
