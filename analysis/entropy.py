@@ -19,8 +19,8 @@ import torch
 import xarray as xr
 
 from mfsde import EmpiricalMeasure
-from mfsde.measure import period_lengths
 from mfsde.observables import gaussian_entropy
+from mfsde.torus import period_lengths
 
 from . import labels, neighbours, particles, replicas, score_matching
 from .laws import at_time, times_of

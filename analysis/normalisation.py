@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mfsde.measure import period_lengths
+from mfsde.torus import period_lengths
 
 from . import annealing, quadrature
 from .log_density import LogDensity

@@ -30,7 +30,8 @@ from scipy.spatial.distance import cdist
 from scipy.special import xlog1py
 
 from mfsde import EmpiricalMeasure
-from mfsde.measure import Law, period_lengths
+from mfsde.measure import Law
+from mfsde.torus import period_lengths
 
 from . import ground, particles, wasserstein
 from .labels import apply, threaded

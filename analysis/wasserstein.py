@@ -22,7 +22,8 @@ import torch
 import xarray as xr
 
 from mfsde import EmpiricalMeasure, Gaussian
-from mfsde.measure import Law, period_lengths
+from mfsde.measure import Law
+from mfsde.torus import period_lengths
 
 from . import bures, circle, floor, limits, line, particles
 from .ground import check_metric, squared_distances

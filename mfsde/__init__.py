@@ -14,6 +14,7 @@ _HOMES = {
     "product": ("Product",),
     "kinetic": ("Kinetic", "KineticLangevin"),
     "energy": ("Energy", "interaction", "potential"),
+    "pairwise.kernel": ("Kernel",),
     "network": ("Neuron", "risk"),
     "nonlinear_process": ("decoupled",),
     "langevin": ("MeanFieldLangevin",),
@@ -31,7 +32,10 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 # Modules that are used by their own name.
-_MODULES = {"model", "limit", "multilevel", "regularisers", "convex_sets", "homogeneous", "scenarios", "analysis"}
+_MODULES = {
+    *("model", "pairwise", "limit", "multilevel", "regularisers", "convex_sets", "homogeneous", "scenarios"),
+    "analysis",
+}
 
 __all__ = sorted(_HOME)
 
@@ -65,6 +69,7 @@ if TYPE_CHECKING:
     from .noise import Stream as Stream
     from .nonlinear_process import decoupled as decoupled
     from .observables import Observable as Observable
+    from .pairwise.kernel import Kernel as Kernel
     from .product import Product as Product
     from .run import resume as resume
     from .run import simulate as simulate

@@ -31,10 +31,11 @@ import math
 import torch
 from torch import Tensor
 
-from .measure import Law, blocked_sum, shortest
+from .measure import Law, blocked_sum
 from .model import Equation
 from .noise import Noise, Stream, assign_
 from .nonlinear_process import Decoupled
+from .torus import shortest
 
 FLOAT64 = torch.float64
 

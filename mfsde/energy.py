@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .measure import PAIRWISE_FLOATS, EmpiricalMeasure
+from .measure import EmpiricalMeasure
+from .pairwise.convolution import SAMPLE, error, named
+from .pairwise.kernel import Function, Kernel, Strategy
 from .tape import constant, is_recording, values, variable
 
 
@@ -206,64 +208,56 @@ class Potential(Energy):
 class Interaction(Energy):
     """½ ∬ W(x - y) m(dx) m(dy), W even, diagonal included: δF/δm = W * m - 2F, D_mF = ∇W * m.
 
-    All derivatives run in blocks of rows: O(N²) work, O(N) memory.
+    All derivatives are sums over pairs, evaluated by the strategy of the kernel.
     """
 
-    def __init__(self, kernel: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, kernel: Kernel) -> None:
         super().__init__(lambda mu: 0.5 * mu.integrate(lambda x: mu.convolve(kernel, x)))
-        self._kernel = kernel
+        self.kernel = kernel
 
     def functional_derivative(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """(W * m)(x) - ∬ W dm dm."""
         self._check(mu)
         with values():
-            mean = mu.integrate(lambda y: mu.convolve(self._kernel, y))
-            return mu.convolve(self._kernel, x) - mean.unsqueeze(-1)
+            mean = mu.integrate(lambda y: mu.convolve(self.kernel, y))
+            return mu.convolve(self.kernel, x) - mean.unsqueeze(-1)
 
     def variation(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """(W * m)(x)."""
         self._check(mu)
         with values():
-            return mu.convolve(self._kernel, x)
+            return mu.convolve(self.kernel, x)
 
     def intrinsic_derivative(self, mu: EmpiricalMeasure, x: Tensor) -> Tensor:
         """(∇W * m)(x)."""
         self._check(mu)
-        if is_recording():
-            return mu.convolve(self._slope, x)
-        rows = max(1, PAIRWISE_FLOATS // max(1, mu.points.numel()))
-        fixed = EmpiricalMeasure.signed(mu.points.detach(), mu.weights.detach(), mu.period)
-        x = mu.beside(x)
-        blocks = []
-        for start in range(0, x.shape[-2], rows):
-            with torch.enable_grad():
-                block = x[..., start : start + rows, :].detach().requires_grad_()
-                total = fixed._rows(self._kernel, block, fixed.points, fixed.weights, None).sum()
-                blocks.append(_gradient(total, [block])[0])
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-2)
+        with values():
+            return mu.convolve(self.kernel.slope, x)
+
+    def error(self, mu: EmpiricalMeasure, sample: int = SAMPLE) -> Tensor:
+        """The relative error of D_mF on the particles, √(Σ_i |a_i - e_i|² / Σ_i |e_i|²), against exact sums.    (...,).
+
+        On `sample` particles, evenly spread over their numbers.
+        """
+        self._check(mu)
+        return error(self.kernel.slope, mu, sample)
 
     def second_derivative(self, mu: EmpiricalMeasure, x: Tensor, y: Tensor) -> Tensor:
         """W(x - y) - (W * m)(x) - (W * m)(y) + ∬ W dm dm."""
         self._check(mu)
         x, y = mu.beside(x), mu.beside(y)
         with values():
-            pairs = self._kernel(mu.displacement(x.unsqueeze(-2), y.unsqueeze(-3)))
-            at_x, at_y = mu.convolve(self._kernel, x), mu.convolve(self._kernel, y)
-            mean = mu.integrate(lambda z: mu.convolve(self._kernel, z))
+            pairs = self.kernel(mu.displacement(x.unsqueeze(-2), y.unsqueeze(-3)))
+            at_x, at_y = mu.convolve(self.kernel, x), mu.convolve(self.kernel, y)
+            mean = mu.integrate(lambda z: mu.convolve(self.kernel, z))
             return pairs - at_x.unsqueeze(-1) - at_y.unsqueeze(-2) + mean[..., None, None]
-
-    def _slope(self, z: Tensor) -> Tensor:
-        """∇W(z) with its graph; evaluated anew in backward passes, whose threads know of no tape."""
-        with torch.enable_grad():
-            at = z.view_as(z) if z.requires_grad else z.detach().requires_grad_()
-            return _gradient(self._kernel(at).sum(), [at], create_graph=True)[0]
 
     def _check(self, mu: EmpiricalMeasure) -> None:
         if self._checked:
             return
         with torch.no_grad():
             z = _probe(mu)[..., 1:, :] - _probe(mu)[..., :1, :]
-            there, back = self._kernel(z), self._kernel(-z)
+            there, back = self.kernel(z), self.kernel(-z)
         if there.shape != z.shape[:-1]:
             raise ValueError(
                 f"interaction: W returned shape {tuple(there.shape)} for differences {tuple(z.shape)}; expected "
@@ -282,9 +276,19 @@ def potential(function: Callable[[Tensor], Tensor]) -> Energy:
     return Potential(function)
 
 
-def interaction(kernel: Callable[[Tensor], Tensor]) -> Energy:
-    """F(m) = ½ ∬ W(x - y) m(dx) m(dy), W even, diagonal included.    W: (..., d) -> (...)."""
-    return Interaction(kernel)
+def interaction(kernel: Kernel | Function, *, strategy: Strategy | str | None = None) -> Interaction:
+    """F(m) = ½ ∬ W(x - y) m(dx) m(dy), W even, diagonal included.    W: (..., d) -> (...).
+
+    strategy: how its sums over pairs are evaluated (`mfsde.pairwise`); None is the kernel's own, "exact" for a plain
+    function. What an approximate one is worth is `interaction(W, strategy=...).error(mu)`.
+
+    Raises:
+        TypeError, ValueError: an unknown strategy. At first use: W is not even, not finite, or of another shape.
+
+    """
+    if strategy is not None:
+        kernel = Kernel(kernel.function if isinstance(kernel, Kernel) else kernel, named(strategy))
+    return Interaction(kernel if isinstance(kernel, Kernel) else Kernel(kernel))
 
 
 def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

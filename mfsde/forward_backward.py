@@ -23,10 +23,10 @@ from torch import Tensor
 
 from .clock import Clock
 from .euler import explicit
-from .measure import shortest
 from .model import Equation, unchanged
 from .noise import Noise
 from .regularisers import check_prox, regulariser_of
+from .torus import shortest
 
 # Differences, relative to the place (or 1), that a projection may make to a point of its domain.
 ROUNDING = 1e-4

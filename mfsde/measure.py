@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .pairwise.convolution import convolve, pairs_of
+from .pairwise.kernel import Function, Kernel, Key
 from .tape import is_recording, stacked
+from .torus import Period, shortest
 
 # Reductions over particles run in blocks of this many rows, so that their rounding depends neither on the
 # number of threads nor on how many replicas share the batch.
@@ -25,11 +28,6 @@ BLOCK = 4096
 # Up to this dimension covariances are sums of products, whose rounding depends on nothing but the points; above, matrix
 # products are many times faster, and their rounding may depend on the number of threads.
 ELEMENTWISE_DIM = 16
-
-# Pairwise work is cut into blocks of rows holding at most this many floats (16 MiB in float32).
-PAIRWISE_FLOATS = 1 << 22
-
-Period = float | Sequence[float | None] | None
 
 
 class EmpiricalMeasure:
@@ -47,7 +45,7 @@ class EmpiricalMeasure:
 
     """
 
-    __slots__ = ("_is_given", "_weights", "period", "points")
+    __slots__ = ("_is_given", "_weights", "key", "period", "points")
 
     def __init__(self, points: Tensor, weights: Tensor | None = None, *, period: Period = None) -> None:
         if not isinstance(points, Tensor) or not points.is_floating_point():
@@ -63,6 +61,8 @@ class EmpiricalMeasure:
         self._weights = weights
         self._is_given = False
         self.period = period
+        # The randomness of a step, for strategies that draw: a run sets it.
+        self.key: Key | None = None
 
     @classmethod
     def signed(cls, points: Tensor, weights: Tensor, period: Period = None) -> EmpiricalMeasure:
@@ -133,27 +133,29 @@ class EmpiricalMeasure:
             )
         return self._average(values, axis)
 
-    def convolve(self, kernel: Callable[[Tensor], Tensor], x: Tensor, include_self: bool = True) -> Tensor:
+    def convolve(self, kernel: Kernel | Function, x: Tensor, include_self: bool = True) -> Tensor:
         """(K * μ)(x_i) = Σ_j w_j K(x_i - x_j).    x: (..., M, d), kernel: (..., d) -> (..., *out).
 
-        The one O(N²) operation of the engine. It runs in blocks of rows: memory O(N), no M × N tensor; under
-        autograd each block is recomputed in the backward pass. With `include_self=False` the term j = i is left out
-        (the kernel is never evaluated at 0) and the rest is renormalised by 1/(1 - w_i); x must then be the points.
+        The one O(N²) operation of the engine. A `Kernel` says how it is evaluated; a plain function is summed exactly,
+        by the strategy that suits it (`pairwise.Exact`). Memory is O(N): there is no M × N tensor. With
+        `include_self=False` the term j = i is left out (the kernel is never evaluated at 0) and the rest is
+        renormalised by 1/(1 - w_i); x must then be the points.
 
         Raises:
-            ValueError: `include_self=False` with x other than the points, or with a single particle.
+            ValueError: `include_self=False` with x other than the points, or with a single particle; a strategy that
+                does not suit the kernel.
 
         """
         include_self = include_self or self._is_given
         if not include_self:
             self._check_others(x)
         x = self.beside(x)
-        rows = max(1, PAIRWISE_FLOATS // max(1, self.points.numel()))
-        blocks = [
-            self._convolve_rows(kernel, x[..., start : start + rows, :], None if include_self else start)
-            for start in range(0, x.shape[-2], rows)
-        ]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=x.ndim - 2)
+        own = None if include_self else torch.arange(x.shape[-2], device=x.device)
+        total = convolve(kernel if isinstance(kernel, Kernel) else Kernel(kernel), pairs_of(self, x, own))
+        if not include_self:
+            rest = (1 - self.weights).reshape(total.shape[:2] + (1,) * (total.ndim - 2))
+            total = total / rest
+        return total.reshape(*x.shape[:-1], *total.shape[2:])
 
     def beside(self, x: Tensor) -> Tensor:
         """Points with the measure's leading axes: (M, d) points are shared by all replicas."""
@@ -177,32 +179,6 @@ class EmpiricalMeasure:
             )
         if self.n_particles == 1:
             raise ValueError("convolve(include_self=False) needs at least two particles: a single one has no others.")
-
-    def _convolve_rows(self, kernel: Callable[[Tensor], Tensor], x: Tensor, start: int | None) -> Tensor:
-        inputs = (x, self.points, self.weights)
-        if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
-            from torch.utils.checkpoint import checkpoint
-
-            return checkpoint(self._rows, kernel, *inputs, start, use_reentrant=False)  # type: ignore[no-any-return]
-        return self._rows(kernel, *inputs, start)
-
-    def _rows(
-        self, kernel: Callable[[Tensor], Tensor], x: Tensor, points: Tensor, weights: Tensor, start: int | None
-    ) -> Tensor:
-        difference = self.displacement(x.unsqueeze(-2), points.unsqueeze(-3))
-        axis = difference.ndim - 2
-        if start is None:
-            values = kernel(difference)
-            return _weighted(values, weights.unsqueeze(-2), axis)
-        rows = torch.arange(x.shape[-2], device=x.device)
-        own = torch.zeros(difference.shape[-3:-1], dtype=torch.bool, device=x.device)
-        own[rows, rows + start] = True
-        # A kernel singular at 0 must not see a 0, not even behind a mask: its gradient would be NaN.
-        values = kernel(torch.where(own.unsqueeze(-1), torch.ones_like(difference), difference))
-        others = torch.where(own, torch.zeros_like(weights.unsqueeze(-2)), weights.unsqueeze(-2))
-        total = _weighted(values, others, axis)
-        rest = 1 - weights[..., start : start + x.shape[-2]]
-        return total / rest.reshape(rest.shape + (1,) * (total.ndim - rest.ndim))
 
 
 def _check_weights(points: Tensor, weights: Tensor) -> None:
@@ -240,36 +216,6 @@ def _blocked_gram(a: Tensor, b: Tensor) -> Tensor:
             rows = slice(start, start + BLOCK)
             total[replica] += left[replica, rows].T @ right[replica, rows]
     return total.reshape(*a.shape[:-2], a.shape[-1], b.shape[-1])
-
-
-def _weighted(values: Tensor, weights: Tensor, axis: int) -> Tensor:
-    return (values * weights.reshape(weights.shape + (1,) * (values.ndim - axis - 1))).sum(axis)
-
-
-def shortest(difference: Tensor, period: Period) -> Tensor:
-    """The representative of a difference on the torus that lies in [-period/2, period/2]."""
-    if period is None:
-        return difference
-    p = difference.new_tensor(period_lengths(period, difference.shape[-1]))
-    turns = torch.round(difference / p)
-    return difference - torch.where(torch.isinf(p), torch.zeros_like(p), p) * turns
-
-
-def period_lengths(period: Period, dim: int) -> list[float]:
-    """One length per component, infinite where the component lives on a line.
-
-    Raises:
-        ValueError: the number of components differs, or a length is not positive.
-
-    """
-    parts = list(period) if isinstance(period, (Sequence, Tensor)) else [period] * dim
-    lengths = [math.inf if p is None else float(p) for p in parts]
-    if len(lengths) != dim or not all(p > 0 for p in lengths):
-        raise ValueError(
-            f"period = {period!r} does not fit dimension {dim}: expected one positive length (or None on a line) per "
-            "component, or one number for all."
-        )
-    return lengths
 
 
 def _tensor(value: Any, name: str) -> Tensor:

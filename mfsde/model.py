@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .energy import Energy, gradient
-from .measure import EmpiricalMeasure, Law, Period, period_lengths
+from .measure import EmpiricalMeasure, Law
 from .nonlinear_process import Decoupled
+from .torus import Period, period_lengths
 
 # Names that a run's dataset gives to its own settings, dimensions and variables.
 RESERVED = frozenset(

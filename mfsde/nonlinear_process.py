@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .measure import EmpiricalMeasure, Law, Period, period_lengths
+from .measure import EmpiricalMeasure, Law
 from .phase_space import law_of_positions
+from .torus import Period, period_lengths
 
 if TYPE_CHECKING:
     import xarray as xr

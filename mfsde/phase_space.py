@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .measure import EmpiricalMeasure, period_lengths
+from .measure import EmpiricalMeasure
+from .torus import period_lengths
 
 
 def law_of_positions(mu: EmpiricalMeasure, points: Tensor | None = None) -> EmpiricalMeasure:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import provenance
 from .clock import Clock
-from .measure import EmpiricalMeasure, Law, period_lengths
+from .measure import EmpiricalMeasure, Law
 from .methods import Method, check_method
 from .model import Equation, fields, has_births, numeric_fields, on_device, parameters, replaced, scenario_name
 from .noise import Noise, Stream
@@ -35,6 +35,7 @@ from .settings import Settings, label
 from .sgd import TIME
 from .solver import integrate
 from .store import Layout, Memory, StoreError, Variable, ZarrStore, load_checkpoint, open_run, read_settings
+from .torus import period_lengths
 
 Path_ = str | Path
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import differentiability
 from .clock import Clock
-from .measure import EmpiricalMeasure, shortest
+from .measure import EmpiricalMeasure
 from .model import has_births, replaced, scenario_name
 from .model import parameters as parameters_of
 from .noise import Noise
@@ -39,6 +39,7 @@ from .run import System
 from .settings import Settings, label
 from .solver import integrate
 from .tape import recording
+from .torus import shortest
 
 Functional = Callable[[float, Tensor, EmpiricalMeasure], Tensor]
 

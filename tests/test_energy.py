@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mfsde
-from mfsde import EmpiricalMeasure, Energy, energy, interaction, measure, potential
+from mfsde import EmpiricalMeasure, Energy, interaction, potential
+from mfsde.pairwise import blocked
 
 FLOAT64 = torch.float64
 
@@ -467,8 +468,7 @@ class Memory(TorchDispatchMode):
 
 def test_the_memory_of_an_interaction_is_that_of_a_block_of_rows(monkeypatch):
     n, floats = 400, 8000
-    for module in (measure, energy):
-        monkeypatch.setattr(module, "PAIRWISE_FLOATS", floats)
+    monkeypatch.setattr(blocked, "PAIRWISE_FLOATS", floats)
     mu = some_measure(n=n)
     fast, slow = CLOSED_FORMS["interaction"].energies
     for work in (
@@ -494,8 +494,7 @@ def test_the_memory_of_an_interaction_is_that_of_a_block_of_rows(monkeypatch):
 def test_the_interaction_is_the_same_in_any_blocks(monkeypatch, floats):
     mu, x, y = some_measure(2, weighted=True), normals(2, 4, 2, seed=7), normals(2, 3, 2, seed=8)
     whole = [derivatives(F, mu, x, y) for F in CLOSED_FORMS["interaction"].energies]
-    for module in (measure, energy):
-        monkeypatch.setattr(module, "PAIRWISE_FLOATS", floats)
+    monkeypatch.setattr(blocked, "PAIRWISE_FLOATS", floats)
     for F, expected in zip(CLOSED_FORMS["interaction"].energies, whole, strict=True):
         for found, value in zip(derivatives(F, mu, x, y), expected, strict=True):
             torch.testing.assert_close(found, value, rtol=0, atol=1e-14)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mfsde import Dirac, EmpiricalMeasure, Gaussian, Law, Mixture, Uniform, measure
+from mfsde.pairwise import blocked
 
 FLOAT64 = torch.float64
 CORRELATED = [[2.0, 0.6, -0.3], [0.6, 1.0, 0.2], [-0.3, 0.2, 0.5]]
@@ -241,18 +242,18 @@ def test_convolve_is_the_same_in_any_blocks(monkeypatch, floats, include_self):
         rows.append(z.shape[-3])
         return KERNELS["vector"](z)
 
-    monkeypatch.setattr(measure, "PAIRWISE_FLOATS", floats)
-    blocked = mu.convolve(counting, mu.points, include_self=include_self)
+    monkeypatch.setattr(blocked, "PAIRWISE_FLOATS", floats)
+    cut = mu.convolve(counting, mu.points, include_self=include_self)
     assert len(rows) > 1
     assert sum(rows) == 7
-    torch.testing.assert_close(blocked, whole, rtol=0, atol=1e-15)
+    torch.testing.assert_close(cut, whole, rtol=0, atol=1e-15)
 
 
 def test_blocks_do_not_mix_replicas_when_x_is_shared_by_them(monkeypatch):
     mu, x = some_measure(3, n=4), normals(5, 2, seed=5)
     whole = mu.convolve(KERNELS["scalar"], x)
     assert whole.shape == (3, 5)
-    monkeypatch.setattr(measure, "PAIRWISE_FLOATS", 1)
+    monkeypatch.setattr(blocked, "PAIRWISE_FLOATS", 1)
     torch.testing.assert_close(mu.convolve(KERNELS["scalar"], x), whole, rtol=0, atol=1e-15)
 
 
@@ -274,7 +275,7 @@ def test_autograd_through_blocks_is_that_of_the_whole(monkeypatch, floats, inclu
         smoothed = smoothed if include_self else smoothed / (1 - weights).unsqueeze(-1)
         return torch.autograd.grad((smoothed * normals(2, 7, 2, seed=2)).sum(), [x, weights])
 
-    monkeypatch.setattr(measure, "PAIRWISE_FLOATS", floats)
+    monkeypatch.setattr(blocked, "PAIRWISE_FLOATS", floats)
     for found, expected in zip(gradients(), without_blocks(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
 

@@ -23,9 +23,10 @@ from scipy.integrate import BDF, DOP853, Radau
 from torch import Tensor
 
 from ..energy import Energy
-from ..measure import EmpiricalMeasure, Law, Mixture, period_lengths
+from ..measure import EmpiricalMeasure, Law, Mixture
 from ..model import scenario_name
 from ..progress import Progress
+from ..torus import period_lengths
 from . import results
 from .coefficients import Coefficients, initial_law
 

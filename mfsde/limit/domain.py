@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..measure import EmpiricalMeasure, Law, period_lengths
+from ..measure import EmpiricalMeasure, Law
 from ..model import scenario_name
+from ..torus import period_lengths
 from .grid import Array, Axis, Grid
 
 FAR = 1e9  # where a wall is looked for

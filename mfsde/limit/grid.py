@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..measure import EmpiricalMeasure, Period, period_lengths
+from ..measure import EmpiricalMeasure
+from ..torus import Period, period_lengths
 
 Array = np.ndarray
 

@@ -16,7 +16,8 @@ import torch
 from scipy.interpolate import CubicHermiteSpline, CubicSpline, RectBivariateSpline
 from torch import Tensor
 
-from ..measure import EmpiricalMeasure, Law, Period
+from ..measure import EmpiricalMeasure, Law
+from ..torus import Period
 from .grid import Grid
 
 Array = np.ndarray

@@ -13,10 +13,10 @@ import torch
 import xarray as xr
 
 from .. import provenance
-from ..measure import period_lengths
 from ..model import numeric_fields
 from ..settings import label
 from ..store import Coordinate, Layout, Memory, Variable, ZarrStore, open_run
+from ..torus import period_lengths
 from .grid import Grid
 
 Array = np.ndarray

@@ -1,0 +1,190 @@
+"""Σ_j w_j K(x_i - y_j) by a declared strategy: the choice among exact ones, the record of what was used, the error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..tape import is_recording
+from .blocked import Blocked
+from .kernel import Function, Kernel, Pairs, Strategy
+
+# Particles on which the error of a strategy is measured.
+SAMPLE = 256
+
+_ahead: ContextVar[int] = ContextVar("ahead", default=1)
+_used: ContextVar[dict[str, Strategy] | None] = ContextVar("used", default=None)
+_exactly: ContextVar[Tensor | None] = ContextVar("exactly", default=None)
+
+
+@dataclass(frozen=True)
+class Exact(Strategy):
+    """The exact strategy that suits kernel, size and work: a function of these alone, so that a resumed run agrees."""
+
+    exact: ClassVar[bool] = True
+
+    def sums(self, kernel: Kernel, pairs: Pairs) -> Tensor:
+        """(R, M, *out)."""
+        return self.choice(kernel, pairs).sums(kernel, pairs)
+
+    def choice(self, kernel: Kernel, pairs: Pairs) -> Strategy:
+        """Which one it is."""
+        return Blocked()
+
+
+NAMED: dict[str, type[Strategy]] = {"exact": Exact, "blocked": Blocked}
+# Those that need parameters.
+OTHERS: tuple[type[Strategy], ...] = ()
+
+
+def convolve(kernel: Kernel, pairs: Pairs) -> Tensor:
+    """Σ_j w_j K(x_i - y_j) over j ≠ own[i].    (R, M, *out).
+
+    Raises:
+        ValueError: a strategy that is unknown or wrong for the kernel.
+
+    """
+    strategy = chosen(kernel, pairs)
+    used = _used.get()
+    if used is not None:
+        used.setdefault(kernel.name, strategy)
+    rows = _exactly.get()
+    if rows is not None and not strategy.exact:
+        return _exact_rows(kernel, pairs, rows)
+    if not strategy.differentiable and (is_recording() or _needs_graph(pairs)):
+        strategy = Blocked()
+    return strategy.sums(kernel, pairs)
+
+
+def chosen(kernel: Kernel, pairs: Pairs) -> Strategy:
+    """The strategy that evaluates these sums."""
+    strategy = named(kernel.strategy)
+    return strategy.choice(kernel, pairs) if isinstance(strategy, Exact) else strategy
+
+
+def named(strategy: Strategy | str) -> Strategy:
+    """A strategy from its name.
+
+    Raises:
+        TypeError: neither a name nor a strategy.
+        ValueError: an unknown name.
+
+    """
+    if isinstance(strategy, Strategy):
+        return strategy
+    if isinstance(strategy, type) and issubclass(strategy, Strategy):
+        raise TypeError(f"strategy = {strategy.__name__} is a class; write {strategy.__name__}(...).")
+    if not isinstance(strategy, str):
+        raise TypeError(f"strategy = {strategy!r:.60}; expected a name ({', '.join(NAMED)}) or a pairwise strategy.")
+    if strategy in NAMED:
+        return NAMED[strategy]()
+    needs = [kind.__name__ for kind in OTHERS if kind.__name__.lower() == strategy]
+    hint = f" It needs parameters: mfsde.pairwise.{needs[0]}(...)." if needs else ""
+    raise ValueError(f"unknown strategy {strategy!r}; expected one of {', '.join(NAMED)}.{hint}")
+
+
+def error(kernel: Kernel | Function, mu: Any, sample: int = SAMPLE) -> Tensor:
+    """√(Σ_i |a_i - e_i|² / Σ_i |e_i|²): sums a by the kernel's strategy against exact ones e.    (...,).
+
+    On `sample` particles x_i of mu, evenly spread over their numbers; without the term j = i, where one is left out in
+    neither. A random strategy is asked once, with the key of mu's step or one of its own.
+
+    """
+    kernel = kernel if isinstance(kernel, Kernel) else Kernel(kernel)
+    pairs = pairs_of(mu, mu.points, None)
+    rows = sampled_rows(mu.n_particles, sample, mu.points.device)
+    with torch.no_grad():
+        found = chosen(kernel, pairs).sums(kernel, pairs if pairs.key is not None else _with_key(pairs))[:, rows]
+        expected = Blocked().sums(kernel, pairs.at(rows))
+    return relative_error(found, expected).reshape(mu.points.shape[:-2])
+
+
+def relative_error(found: Tensor, expected: Tensor) -> Tensor:
+    """Root mean square of the difference relative to that of the expected values, per replica.    (R,)."""
+    miss = (found - expected).double().square().flatten(1).sum(1)
+    size = expected.double().square().flatten(1).sum(1)
+    return torch.where(miss == 0, miss, miss / size).sqrt()
+
+
+def sampled_rows(n: int, sample: int, device: torch.device) -> Tensor:
+    """At most `sample` of the numbers 0, ..., n - 1, evenly spread."""
+    count = min(n, sample)
+    return torch.arange(count, device=device) * n // count
+
+
+def pairs_of(mu: Any, x: Tensor, own: Tensor | None) -> Pairs:
+    """The pairs of a measure (..., N, d) and points (..., M, d) with its leading axes."""
+    points, weights = mu.points.reshape(-1, *mu.points.shape[-2:]), mu.weights.reshape(-1, mu.n_particles)
+    at = points if x is mu.points else x.reshape(-1, *x.shape[-2:])
+    return Pairs(at, points, weights, mu.period, own, mu.key)
+
+
+@contextlib.contextmanager
+def ahead(n_evaluations: int) -> Iterator[None]:
+    """Within it each sum is known to be evaluated that often: what a run of n steps has ahead."""
+    token = _ahead.set(n_evaluations)
+    try:
+        yield
+    finally:
+        _ahead.reset(token)
+
+
+@contextlib.contextmanager
+def used() -> Iterator[dict[str, Strategy]]:
+    """Collects the strategies that sums are evaluated by: {name of the kernel: strategy}."""
+    token = _used.set({})
+    try:
+        found = _used.get()
+        assert found is not None
+        yield found
+    finally:
+        _used.reset(token)
+
+
+@contextlib.contextmanager
+def exactly(rows: Tensor) -> Iterator[None]:
+    """Within it approximate strategies give exact values at these rows, and zeros elsewhere."""
+    token = _exactly.set(rows)
+    try:
+        yield
+    finally:
+        _exactly.reset(token)
+
+
+def _exact_rows(kernel: Kernel, pairs: Pairs, rows: Tensor) -> Tensor:
+    if pairs.x.shape[1] <= int(rows[-1]):
+        return Blocked().sums(kernel, pairs)
+    some = Blocked().sums(kernel, pairs.at(rows))
+    values = some.new_zeros((some.shape[0], pairs.x.shape[1], *some.shape[2:]))
+    values[:, rows] = some
+    return values
+
+
+def _needs_graph(pairs: Pairs) -> bool:
+    return torch.is_grad_enabled() and any(z.requires_grad for z in (pairs.x, pairs.points, pairs.weights))
+
+
+def _with_key(pairs: Pairs) -> Pairs:
+    from dataclasses import replace
+
+    return replace(pairs, key=_Drawn(pairs.points))
+
+
+class _Drawn:
+    """Shuffles outside a run."""
+
+    def __init__(self, points: Tensor) -> None:
+        self._shape = points.shape
+        self._device = points.device
+
+    def permutations(self, n: int) -> Tensor:
+        """The same at every call."""
+        generator = torch.Generator().manual_seed(0)
+        drawn = [torch.randperm(n, generator=generator) for _ in range(self._shape[0])]
+        return torch.stack(drawn).to(self._device)

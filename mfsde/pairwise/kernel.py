@@ -1,0 +1,134 @@
+"""The three words of a pairwise sum Σ_j w_j K(x_i - y_j): the kernel K, the pairs (x, y, w), and the strategy."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from ..torus import Period, shortest
+
+Function = Callable[[Tensor], Tensor]
+
+
+class Key(Protocol):
+    """Where the randomness of a step comes from (`Draws`)."""
+
+    def permutations(self, n: int) -> Tensor:
+        """Uniform permutations of 0, ..., n - 1, int64, (R, n)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a sum runs over: atoms y_j of masses w_j, seen from x_i.
+
+    x: (R, M, d), points: (R, N, d), weights: (R, N). period: of a torus. own: (M,) int64, the atom that x_i is and that
+    its sum leaves out, or None where none is left out. key: the randomness of the step, in a run.
+    """
+
+    x: Tensor
+    points: Tensor
+    weights: Tensor
+    period: Period = None
+    own: Tensor | None = None
+    key: Key | None = None
+
+    def differences(self, rows: slice) -> Tensor:
+        """x_i - y_j for some i, the shortest ones on a torus.    (R, rows, N, d)."""
+        return shortest(self.x[:, rows].unsqueeze(-2) - self.points.unsqueeze(-3), self.period)
+
+    def at(self, rows: Tensor) -> Pairs:
+        """The same sums for some i only.    rows: (m,) int64."""
+        own = None if self.own is None else self.own[rows]
+        return dataclasses.replace(self, x=self.x[:, rows], own=own)
+
+
+class Kernel:
+    """K: differences z (..., d) -> (..., *out), a function that acts entry by entry, and how its sums are evaluated.
+
+    Args:
+        function: K, written with torch operations.
+        strategy: a `Strategy`, or the name of one that needs no parameters; "exact" chooses among the exact ones.
+
+    Attributes: `potential` is W where the kernel is ∇W.
+
+    """
+
+    def __init__(
+        self, function: Function, strategy: Strategy | str = "exact", *, potential: Kernel | None = None
+    ) -> None:
+        if isinstance(function, Kernel):
+            raise TypeError("Kernel: the function is a Kernel already; pass its .function with another strategy.")
+        if not callable(function):
+            raise TypeError(f"Kernel: {function!r:.60} is no function of differences z (..., d).")
+        self.function = function
+        self.strategy = strategy
+        self.potential = potential
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """K(z)."""
+        return self.function(z)
+
+    @property
+    def name(self) -> str:
+        """What the function is called."""
+        if self.potential is not None:
+            return f"gradient of {self.potential.name}"
+        return getattr(self.function, "__qualname__", type(self.function).__qualname__)
+
+    @cached_property
+    def slope(self) -> Kernel:
+        """∇K of a scalar kernel, (..., d) -> (..., d), with the same strategy."""
+        return Kernel(self._gradient, self.strategy, potential=self)
+
+    def _gradient(self, z: Tensor) -> Tensor:
+        """With its graph where gradients are followed: in backward passes too, whose threads know of no tape."""
+        keeps = torch.is_grad_enabled()
+        with torch.enable_grad():
+            at = z.view_as(z) if keeps and z.requires_grad else z.detach().requires_grad_()
+            value = self.function(at).sum()
+            if not value.requires_grad:
+                return torch.zeros_like(z)
+            (slope,) = torch.autograd.grad(value, [at], create_graph=keeps, allow_unused=True)
+        return torch.zeros_like(z) if slope is None else slope
+
+
+class Strategy(abc.ABC):
+    """How the sums of a kernel are evaluated. Strategies are frozen dataclasses; their fields are recorded.
+
+    `exact`: equal to the sum over all pairs up to rounding. `differentiable`: made of torch operations that automatic
+    differentiation follows, whatever the kernel.
+    """
+
+    exact: ClassVar[bool]
+    differentiable: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The name that is recorded."""
+        return type(self).__name__.lower()
+
+    @abc.abstractmethod
+    def sums(self, kernel: Kernel, pairs: Pairs) -> Tensor:
+        """Σ_j w_j K(x_i - y_j) without j = own[i].    (R, M, *out).
+
+        Raises:
+            ValueError: a kernel or pairs that it would be wrong for, with the reason and the next move.
+
+        """
+
+    def described(self) -> dict[str, Any]:
+        """Name and parameters, plain values for JSON."""
+        plain = (bool, int, float, str, type(None))
+        told: dict[str, Any] = {"strategy": self.name}
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            told[f.name] = value if isinstance(value, plain) else repr(value)
+        return told
