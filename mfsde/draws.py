@@ -1,4 +1,4 @@
-"""The random numbers that make the data of a step: one sample for all particles of a replica."""
+"""The random numbers of a step besides its noise: data, one sample for all particles of a replica, and shuffles."""
 
 from __future__ import annotations
 
@@ -100,3 +100,31 @@ class Draws:
             raise ValueError(f"draws: more than {own} calls in one step; ask for more values in each, along n.")
         self._call += 1
         return (self._call - 1) * SPAN
+
+
+class Shuffles:
+    """The permutations of one step: for each n the same at every call, so that all sums over pairs share them.
+
+    A function of (seed, step, replica, n) in the stream BATCH.
+    """
+
+    def __init__(self, noise: Noise, step: int, n_replicas: int, device: torch.device, first_replica: int = 0) -> None:
+        self._noise, self._step = noise, step
+        self._n_replicas, self._first_replica, self._device = n_replicas, first_replica, device
+        self._known: dict[int, Tensor] = {}
+
+    def permutations(self, n: int) -> Tensor:
+        """Uniform permutations of 0, ..., n - 1, int64, (R, n); ties of 32-bit words keep their order."""
+        if n not in self._known:
+            shape = (self._n_replicas, n, 1)
+            step = self._step * self._noise.substeps
+            words = self._noise.uniforms(
+                step,
+                shape,
+                stream=Stream.BATCH,
+                first_replica=self._first_replica,
+                dtype=torch.float64,
+                device=self._device,
+            )
+            self._known[n] = words.squeeze(-1).argsort(dim=-1, stable=True)
+        return self._known[n]

@@ -19,6 +19,8 @@ from torch import Tensor
 from .energy import Energy, gradient
 from .measure import EmpiricalMeasure, Law
 from .nonlinear_process import Decoupled
+from .pairwise.convolution import used
+from .pairwise.kernel import Key
 from .torus import Period, period_lengths
 
 # Names that a run's dataset gives to its own settings, dimensions and variables.
@@ -27,6 +29,7 @@ RESERVED = frozenset(
         *("n_particles", "horizon", "dt", "seed", "n_replicas", "save_every", "keep_particles", "observables"),
         *("method", "device", "dtype", "noise", "store", "overwrite", "checkpoint_every", "progress"),
         *("time", "replica", "particle", "component", "position", "weight", "parent", "events", "step"),
+        "interaction_error",
     }
 )
 
@@ -111,7 +114,10 @@ class Equation:
         weights: (R, N) or None.
         checks_drift: whether the drift is looked at; a method that samples never calls it, and it may be costly.
 
-    `weights`, `parent` and `events` belong to the state: births and deaths change them beside x.
+        key: the randomness of the first step, for sums over pairs that draw.
+
+    `weights`, `parent` and `events` belong to the state: births and deaths change them beside x. `key` belongs to the
+    step; `strategies` are those by which the drift's sums over pairs are evaluated.
 
     Raises:
         TypeError, ValueError: a method is missing or returns something of the wrong type, shape or dtype; a name is
@@ -119,26 +125,39 @@ class Equation:
 
     """
 
-    def __init__(self, scenario: Any, x: Tensor, weights: Tensor | None = None, checks_drift: bool = True) -> None:
+    def __init__(
+        self, scenario: Any, x: Tensor, weights: Tensor | None = None, checks_drift: bool = True, key: Key | None = None
+    ) -> None:
         self.name = scenario_name(scenario)
         self.scenario = scenario
         self.period: Period = getattr(scenario, "period", None)
         self.shape = x.shape
         self.device = x.device
         self.weights = weights
+        self.key = key
         self.has_projection = hasattr(scenario, "project") or hasattr(scenario, "project_at")
         self.has_common_noise = hasattr(scenario, "common_diffusion")
         self.has_birth_death = has_births(scenario)
         # Of every particle, its ancestor at the last saved time; of every replica, the births since then.
         self.parent: Tensor | None = None
         self.events: Tensor | None = None
-        self._check(x, checks_drift)
+        with used() as self.strategies:
+            self._check(x, checks_drift)
+        # What is evaluated between steps has no randomness of its own: its sums are exact.
+        self.key = None
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether the drift has sums over pairs that are not exact."""
+        return any(not strategy.exact for strategy in self.strategies.values())
 
     def measure(self, x: Tensor) -> EmpiricalMeasure:
         """The empirical measure of a state."""
-        if self.weights is None:
-            return EmpiricalMeasure(x, period=self.period)
-        return EmpiricalMeasure.signed(x, self.weights, self.period)
+        mu = EmpiricalMeasure(x, period=self.period)
+        if self.weights is not None:
+            mu = EmpiricalMeasure.signed(x, self.weights, self.period)
+        mu.key = self.key
+        return mu
 
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """b(t, x, mu), (R, N, d), detached."""

@@ -51,6 +51,7 @@ class Stream(enum.IntEnum):
     JUMP = 5
     DATA = 6
     REINJECTION = 7
+    BATCH = 8
 
 
 BRIDGE = {Stream.IDIOSYNCRATIC: Stream.AREA, Stream.COMMON: Stream.COMMON_AREA}

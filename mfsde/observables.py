@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .measure import EmpiricalMeasure
 from .model import RESERVED, Equation, configuration, energy_of, fields, scenario_name, temperature, unchanged
+from .pairwise.convolution import SAMPLE, exactly, relative_error, sampled_rows
+from .pairwise.kernel import Key
 
 Function = Callable[[float, Tensor, EmpiricalMeasure], Tensor]
 
@@ -191,6 +193,21 @@ def evaluate(observable: Observable, equation: Equation, t: float, x: Tensor) ->
             f"({len(x)}, ...): one value per replica. mu.integrate(f) averages over particles and keeps replicas."
         )
     return value.detach()
+
+
+def interaction_error(equation: Equation, t: float, x: Tensor, key: Key) -> Tensor:
+    """√(Σ_i |b_i - e_i|² / Σ_i |e_i|²) over some particles: the drift b as the run evaluates it, and with exact sums e.
+
+    (R,). On at most `convolution.SAMPLE` particles, evenly spread over their numbers.
+    """
+    rows = sampled_rows(x.shape[-2], SAMPLE, x.device)
+    mu = equation.measure(x)
+    mu.key = key
+    with torch.no_grad():
+        found = equation.drift(t, x, mu)[:, rows]
+        with exactly(rows):
+            expected = equation.drift(t, x, mu)[:, rows]
+        return relative_error(found, expected)
 
 
 def is_named(observable: Observable) -> bool:

@@ -23,9 +23,12 @@ def law_of_positions(mu: EmpiricalMeasure, points: Tensor | None = None) -> Empi
     points = mu.points[..., :d].contiguous() if points is None else points
     period = position_period(mu.period, d)
     if mu.is_uniform:
-        return EmpiricalMeasure(points, period=period)
-    made = EmpiricalMeasure.given if mu._is_given else EmpiricalMeasure.signed
-    return made(points, mu.weights, period)
+        law = EmpiricalMeasure(points, period=period)
+    else:
+        made = EmpiricalMeasure.given if mu._is_given else EmpiricalMeasure.signed
+        law = made(points, mu.weights, period)
+    law.key = mu.key
+    return law
 
 
 def position_period(period: Any, d: int) -> list[float | None] | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .clock import Clock
 from .diffusion import along_columns, product
+from .draws import Shuffles
 from .measure import EmpiricalMeasure, Law
 from .noise import Stream
 from .run import System
@@ -34,11 +35,14 @@ class Replay:
         self._clock, self._noise = Clock(system.settings.dt), system.settings.noise
         self._advance = {"euler": self._euler, "milstein": self._milstein, "heun": self._heun}[system.method.transport]
 
-    def measure(self, x: Tensor) -> EmpiricalMeasure:
-        """The empirical measure of a state."""
-        if self._weights is None:
-            return EmpiricalMeasure(x, period=self._equation.period)
-        return EmpiricalMeasure.signed(x, self._weights, self._equation.period)
+    def measure(self, x: Tensor, step: int | None = None) -> EmpiricalMeasure:
+        """The empirical measure of a state, with the randomness of a step for sums over pairs that draw."""
+        mu = EmpiricalMeasure(x, period=self._equation.period)
+        if self._weights is not None:
+            mu = EmpiricalMeasure.signed(x, self._weights, self._equation.period)
+        if step is not None:
+            mu.key = Shuffles(self._noise, step, len(x), x.device, self._first)
+        return mu
 
     def step(self, step: int, x: Tensor) -> Tensor:
         """The state one step later."""
@@ -51,7 +55,7 @@ class Replay:
 
     def _euler(self, step: int, x: Tensor) -> Tensor:
         """X + (h·b + √h·σ ξ) + √h·σ⁰ ξ⁰."""
-        t, h, mu = self._clock.time(step), self._clock.dt, self.measure(x)
+        t, h, mu = self._clock.time(step), self._clock.dt, self.measure(x, step)
         own, common = self._increments(step, x)
         moved: Tensor = x + (h * self._scenario.drift(t, x, mu) + self._own(t, x, mu, own))
         return moved if common is None else moved + self._common(t, x, mu, common)
@@ -75,7 +79,7 @@ class Replay:
     def _stratonovich(self, step: int, at: int, x: Tensor, law: EmpiricalMeasure) -> tuple[Tensor, Tensor]:
         t, h = self._clock.time(at), self._clock.dt
         own, common = self._increments(step, x)
-        drift = self._scenario.drift(t, x, self.measure(x))
+        drift = self._scenario.drift(t, x, self.measure(x, step))
         if not self._equation.is_additive:
             drift = drift - 0.5 * self._self_derivative(t, x, law)
         noise = self._own(t, x, law, own)

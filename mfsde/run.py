@@ -25,11 +25,13 @@ from torch import Tensor
 
 from . import provenance
 from .clock import Clock
+from .draws import Shuffles
 from .measure import EmpiricalMeasure, Law
 from .methods import Method, check_method
 from .model import Equation, fields, has_births, numeric_fields, on_device, parameters, replaced, scenario_name
 from .noise import Noise, Stream
-from .observables import NAMED, Observable, evaluate, is_named, listed, resolve
+from .observables import NAMED, Observable, evaluate, interaction_error, is_named, listed, resolve
+from .pairwise.convolution import ahead
 from .progress import Progress
 from .settings import Settings, label
 from .sgd import TIME
@@ -212,7 +214,9 @@ class System:
         method = Method.of(settings.method, has_births(moved))
         if method.reaction == "weights" and weights is None:
             weights = torch.full_like(x[..., 0], 1 / settings.n_particles)
-        equation = Equation(moved, x, weights, checks_drift=method.transport != "sgd")
+        key = Shuffles(settings.noise, 0, settings.n_replicas, device)
+        with ahead(settings.n_steps):
+            equation = Equation(moved, x, weights, method.transport != "sgd", key)
         check_method(equation, method, x, (0.0, settings.horizon / 2))
         if method.reaction and method.reaction != "weights":
             equation.trace()
@@ -267,6 +271,7 @@ class System:
             "observables": [o.name for o in self.observables],
             "method": self.settings.method,
             **self._reaction(),
+            **self._interactions(),
             "noise": self.settings.noise.identity(),
             "dtype": self.settings.dtype,
             "device": _device_name(self.x.device),
@@ -282,12 +287,22 @@ class System:
         selects = getattr(self.scenario, "selects", None)
         return {"reaction": self.method.reaction, **({} if selects is None else {"selection": selects})}
 
+    def _interactions(self) -> dict[str, Any]:
+        """How the drift's sums over pairs are evaluated, by the name of the kernel."""
+        found = self.equation.strategies
+        told = {name: {**strategy.described(), "exact": strategy.exact} for name, strategy in found.items()}
+        return {"interactions": told} if told else {}
+
     def run(self, sink: Memory | ZarrStore, first: int, index: int, progress: bool) -> None:
         """Integrates from step `first`, frame `index`, to the end, and closes the sink whatever happens."""
         recorder = _Recorder(self, sink, first, index)
         last = self.settings.n_steps
         try:
-            with Progress(self.equation.name, first, last, progress) as bar, _interrupts() as interrupted:
+            with (
+                Progress(self.equation.name, first, last, progress) as bar,
+                _interrupts() as interrupted,
+                ahead(last),
+            ):
                 recorder.begin(first, self.x)
                 reached, x = integrate(
                     self.equation, self.x, first, last, Clock(self.settings.dt), self.settings.noise,
@@ -325,6 +340,9 @@ class System:
                 values["parent"] = self.equation.parent[:, : self.settings.kept]
         if self.equation.events is not None:
             values["events"] = self.equation.events
+        if self.equation.is_approximate:
+            key = Shuffles(self.settings.noise, step, len(x), x.device)
+            values["interaction_error"] = interaction_error(self.equation, t, x, key)
         return values
 
     def _variables(self) -> Iterator[Variable]:
@@ -334,6 +352,7 @@ class System:
             "weight": (("replica", "particle"), "1", "mass of each particle"),
             "parent": (("replica", "particle"), "1", "ancestor at the saved time before, -1: reinjected since"),
             "events": (("replica",), "1", "births and deaths since the saved time before"),
+            "interaction_error": (("replica",), "1", "relative error of the drift by approximate sums over pairs"),
         }
         first = tuple(attributes)
         for o in self.observables:

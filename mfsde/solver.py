@@ -28,6 +28,7 @@ from torchsde._core.methods.euler import Euler
 
 from .clock import Clock
 from .diffusion import along_columns, product
+from .draws import Shuffles
 from .measure import EmpiricalMeasure
 from .methods import IN_PLACE, REACTIONS, STRATONOVICH, Method, Transport
 from .model import Equation
@@ -278,7 +279,10 @@ class _March:
         equation = self._system.equation
         if not isinstance(self._solver, InPlace):
             self._system.freeze(y)
+        if equation.is_approximate:
+            equation.key = Shuffles(self._noise, int(start), equation.shape[0], equation.device)
         y, _ = self._scheme_step(start, end, y, ())
+        equation.key = None
         if equation.has_projection or self._react is not None:
             self.close(y)
         if equation.has_projection:

@@ -213,9 +213,11 @@ class _Forces:
     def law(self) -> EmpiricalMeasure:
         """The law of the positions."""
         weights = self._equation.weights
-        if weights is None:
-            return EmpiricalMeasure(self.positions, period=self._period)
-        return EmpiricalMeasure.signed(self.positions, weights, self._period)
+        law = EmpiricalMeasure(self.positions, period=self._period)
+        if weights is not None:
+            law = EmpiricalMeasure.signed(self.positions, weights, self._period)
+        law.key = self._equation.key
+        return law
 
     def evaluate(self, t: float) -> Tensor:
         """The force at the positions and time t, (R, N, d)."""

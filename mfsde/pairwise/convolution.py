@@ -51,9 +51,7 @@ def convolve(kernel: Kernel, pairs: Pairs) -> Tensor:
 
     """
     strategy = chosen(kernel, pairs)
-    used = _used.get()
-    if used is not None:
-        used.setdefault(kernel.name, strategy)
+    _note(kernel.name, strategy)
     rows = _exactly.get()
     if rows is not None and not strategy.exact:
         return _exact_rows(kernel, pairs, rows)
@@ -155,6 +153,16 @@ def exactly(rows: Tensor) -> Iterator[None]:
         yield
     finally:
         _exactly.reset(token)
+
+
+def _note(name: str, strategy: Strategy) -> None:
+    found = _used.get()
+    if found is None:
+        return
+    again = 2
+    # Two functions may have one name.
+    while found.setdefault(name, strategy) != strategy:
+        name, again = f"{name.split(' #')[0]} #{again}", again + 1
 
 
 def _exact_rows(kernel: Kernel, pairs: Pairs, rows: Tensor) -> Tensor:
