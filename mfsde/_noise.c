@@ -60,6 +60,7 @@ typedef struct {
     double decay, deviation;    /* of a kinetic step, whose h is half the step and whose force is the drift */
     void *positions;    /* to which it writes them once more, without the velocities between */
     int due;            /* whether the last kick of the step before is still to come */
+    int single;         /* whether float64 values have float32 normals, widened */
 } Job;
 
 typedef void (*Worker)(const Job *job, int64_t begin, int64_t end);
@@ -320,6 +321,14 @@ static PyObject *launch(Arguments *a, Worker work, const Job *job, int threads)
     Py_RETURN_NONE;
 }
 
+/* 0: float32, 1: float64, 2: float64 of float32 normals; the index of the real type */
+static int read_type(Arguments *a, Job *job)
+{
+    uint64_t type = integer(a);
+    job->single = type == 2;
+    return type != 0;
+}
+
 static void read_key(Arguments *a, Job *job)
 {
     job->seed = integer(a);
@@ -335,14 +344,14 @@ static void read_shape(Arguments *a, Job *job)
     job->channels = (int64_t)integer(a);
 }
 
-/* normals(out, float64, seed, stream, step, substeps, R, N, m, first_replica, first_particle, scale, threads) */
+/* normals(out, type, seed, stream, step, substeps, R, N, m, first_replica, first_particle, scale, threads) */
 static PyObject *py_normals(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
     if (!counted(n, 13)) return NULL;
     Arguments a = {args, 0};
     Job job = {0};
     job.out = address(&a);
-    int real_type = integer(&a) != 0;
+    int real_type = read_type(&a, &job);
     read_key(&a, &job);
     read_shape(&a, &job);
     job.first_replica = (uint32_t)integer(&a);
@@ -442,14 +451,14 @@ static PyObject *py_assign(PyObject *self, PyObject *const *args, Py_ssize_t n)
     Py_RETURN_NONE;
 }
 
-/* euler(x, float64, seed, stream, step, substeps, R, N, d, drift, diffusion or 0, h, scale, threads) */
+/* euler(x, type, seed, stream, step, substeps, R, N, d, drift, diffusion or 0, h, scale, threads) */
 static PyObject *py_euler(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
     if (!counted(n, 14)) return NULL;
     Arguments a = {args, 0};
     Job job = {0};
     job.out = address(&a);
-    int real_type = integer(&a) != 0;
+    int real_type = read_type(&a, &job);
     read_key(&a, &job);
     read_shape(&a, &job);
     job.drift = address(&a);
@@ -460,7 +469,7 @@ static PyObject *py_euler(PyObject *self, PyObject *const *args, Py_ssize_t n)
     return launch(&a, kernels->euler[real_type], &job, threads);
 }
 
-/* kinetic(x, float64, seed, stream, step, substeps, R, N, d, force, positions, half, decay, deviation, due, scale,
+/* kinetic(x, type, seed, stream, step, substeps, R, N, d, force, positions, half, decay, deviation, due, scale,
  * threads): B A O A of the state x (R, N, 2d), after B if due; its positions also to (R, N, d) */
 static PyObject *py_kinetic(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
@@ -468,7 +477,7 @@ static PyObject *py_kinetic(PyObject *self, PyObject *const *args, Py_ssize_t n)
     Arguments a = {args, 0};
     Job job = {0};
     job.out = address(&a);
-    int real_type = integer(&a) != 0;
+    int real_type = read_type(&a, &job);
     read_key(&a, &job);
     read_shape(&a, &job);
     job.drift = address(&a);
@@ -684,6 +693,13 @@ INLINE TARGET void NAME(tile)(REAL *z, const Job *job, const Part *p, int64_t ch
 {
     uint32_t words[TILE] ALIGNED;
     OF_ISA(part_words)(words, job, p, channel, step);
+    if (job->single) {
+        float narrow[TILE] ALIGNED;
+        for (int half = 0; half < TILE; half += 2 * LANE)
+            OF_ISA(pairs_float)(narrow + half, words + half, LANE, p->blocks);
+        for (int i = 0; i < p->high; i++) z[i] = (REAL)narrow[i];
+        return;
+    }
     for (int half = 0; half < TILE; half += 2 * LANE) NAME(pairs)(z + half, words + half, LANE, p->blocks);
 }
 

@@ -164,10 +164,14 @@ def _sum(
     substeps: int,
     first_replica: int,
     first_particle: int,
+    single: bool,
 ) -> Array:
+    precision = np.float32 if single else dtype
+
     def one(counters: Counters, fine: int) -> tuple[Array, ...]:
         w0, w1, w2, w3 = _words(counters, stream, fine, seed)
-        return (*box_muller(w0, w1, dtype), *box_muller(w2, w3, dtype))
+        z = (*box_muller(w0, w1, precision), *box_muller(w2, w3, precision))
+        return tuple(value.astype(dtype, copy=False) for value in z)
 
     def evaluate(counters: Counters) -> tuple[Array, ...]:
         total = one(counters, step)
@@ -187,10 +191,14 @@ def normals(
     first_replica: int,
     first_particle: int,
     scale: float,
+    single: bool = False,
 ) -> None:
-    """Fill out (R, N, m), on the CPU, with scale · Σ_j z_{step + j}, in the order of j; unscaled for one substep."""
+    """Fill out (R, N, m), on the CPU, with scale · Σ_j z_{step + j}, in the order of j; unscaled for one substep.
+
+    With `single` the normals z are those of float32, widened.
+    """
     target = out.numpy()
-    z = _sum(target.shape, target.dtype, seed, stream, step, substeps, first_replica, first_particle)
+    z = _sum(target.shape, target.dtype, seed, stream, step, substeps, first_replica, first_particle, single)
     target[...] = z if substeps == 1 else z * target.dtype.type(scale)
 
 
@@ -220,10 +228,11 @@ def euler(
     substeps: int,
     h: float,
     scale: float,
+    single: bool = False,
 ) -> None:
     """Replace x by x + (h·drift + c·Z), c = scale or scale·diffusion, in that order; all (R, N, d) on the CPU."""
     target = x.numpy()
     real = target.dtype.type
-    z = _sum(target.shape, target.dtype, seed, stream, step, substeps, 0, 0)
+    z = _sum(target.shape, target.dtype, seed, stream, step, substeps, 0, 0, single)
     c = real(scale) if diffusion is None else real(scale) * diffusion.numpy()
     target[...] = target + (real(h) * drift.numpy() + c * z)

@@ -138,11 +138,21 @@ def _window(out: Tensor, first_replica: int, first_particle: int, evaluate: Eval
 
 
 def _sum(
-    out: Tensor, seed: int, stream: int, step: int, substeps: int, first_replica: int, first_particle: int
+    out: Tensor,
+    seed: int,
+    stream: int,
+    step: int,
+    substeps: int,
+    first_replica: int,
+    first_particle: int,
+    single: bool,
 ) -> Tensor:
+    precision = torch.float32 if single else out.dtype
+
     def one(counters: Counters, fine: int) -> tuple[Tensor, ...]:
         w0, w1, w2, w3 = _words(counters, stream, fine, seed)
-        return (*box_muller(w0, w1, out.dtype), *box_muller(w2, w3, out.dtype))
+        z = (*box_muller(w0, w1, precision), *box_muller(w2, w3, precision))
+        return tuple(value.to(out.dtype) for value in z)
 
     def evaluate(counters: Counters) -> tuple[Tensor, ...]:
         total = one(counters, step)
@@ -162,9 +172,13 @@ def normals(
     first_replica: int,
     first_particle: int,
     scale: float,
+    single: bool = False,
 ) -> None:
-    """Fill out (R, N, m) with scale · Σ_j z_{step + j}, in the order of j; unscaled for one substep."""
-    z = _sum(out, seed, stream, step, substeps, first_replica, first_particle)
+    """Fill out (R, N, m) with scale · Σ_j z_{step + j}, in the order of j; unscaled for one substep.
+
+    With `single` the normals z are those of float32, widened.
+    """
+    z = _sum(out, seed, stream, step, substeps, first_replica, first_particle, single)
     out.copy_(z if substeps == 1 else z * scale)
 
 
@@ -193,8 +207,9 @@ def euler(
     substeps: int,
     h: float,
     scale: float,
+    single: bool = False,
 ) -> None:
     """Replace x by x + (h·drift + c·Z), c = scale or scale·diffusion, in that order; all (R, N, d)."""
-    z = _sum(x, seed, stream, step, substeps, 0, 0)
+    z = _sum(x, seed, stream, step, substeps, 0, 0, single)
     c = scale if diffusion is None else scale * diffusion
     x.copy_(x + (h * drift + c * z))

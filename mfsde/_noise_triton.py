@@ -159,16 +159,28 @@ def _real(bits, DOUBLE: tl.constexpr):
 
 
 @triton.jit
-def _sum(block, channel, replica, stream, step, substeps, k0, k1, DOUBLE: tl.constexpr):
+def _normal_pair(x, turn, DOUBLE: tl.constexpr, SINGLE: tl.constexpr):
+    """Box-Muller in the precision of the state, or, where SINGLE, in float32 and widened to it."""
+    if SINGLE:
+        first, second = _box_muller(x, turn, False)
+        first = first.to(tl.float64)
+        second = second.to(tl.float64)
+    else:
+        first, second = _box_muller(x, turn, DOUBLE)
+    return first, second
+
+
+@triton.jit
+def _sum(block, channel, replica, stream, step, substeps, k0, k1, DOUBLE: tl.constexpr, SINGLE: tl.constexpr):
     fine = _word(step)
     x0, x1, x2, x3 = _words(block, channel, replica, stream, fine, k0, k1)
-    z0, z1 = _box_muller(x0, x1, DOUBLE)
-    z2, z3 = _box_muller(x2, x3, DOUBLE)
+    z0, z1 = _normal_pair(x0, x1, DOUBLE, SINGLE)
+    z2, z3 = _normal_pair(x2, x3, DOUBLE, SINGLE)
     for _ in range(1, substeps):
         fine += tl.full((), 1, tl.uint32)
         x0, x1, x2, x3 = _words(block, channel, replica, stream, fine, k0, k1)
-        d0, d1 = _box_muller(x0, x1, DOUBLE)
-        d2, d3 = _box_muller(x2, x3, DOUBLE)
+        d0, d1 = _normal_pair(x0, x1, DOUBLE, SINGLE)
+        d2, d3 = _normal_pair(x2, x3, DOUBLE, SINGLE)
         z0 += d0
         z1 += d1
         z2 += d2
@@ -182,10 +194,10 @@ KEY = ("k0", "k1", "stream", "step", "substeps", "first_replica", "first_particl
 @triton.jit(do_not_specialize=[*KEY, "scale"])
 def _normals_kernel(
     out, k0, k1, stream, step, substeps, first_replica, first_particle, n_particles, n_channels, scale,
-    DOUBLE: tl.constexpr, SCALED: tl.constexpr, SIZE: tl.constexpr,
+    DOUBLE: tl.constexpr, SINGLE: tl.constexpr, SCALED: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     block, channel, replica, particle, offset = _place(first_replica, first_particle, n_particles, n_channels, SIZE)
-    z0, z1, z2, z3 = _sum(block, channel, replica, stream, step, substeps, k0, k1, DOUBLE)
+    z0, z1, z2, z3 = _sum(block, channel, replica, stream, step, substeps, k0, k1, DOUBLE, SINGLE)
     if SCALED:
         factor = _real(scale, DOUBLE)
         z0 *= factor
@@ -245,10 +257,10 @@ def _advance(x, drift, diffusion, offset, inside, z, h, scale, DIAGONAL: tl.cons
 @triton.jit(do_not_specialize=[*KEY, "h", "scale"])
 def _euler_kernel(
     x, drift, diffusion, k0, k1, stream, step, substeps, first_replica, first_particle, n_particles, n_channels,
-    h, scale, DIAGONAL: tl.constexpr, DOUBLE: tl.constexpr, SIZE: tl.constexpr,
+    h, scale, DIAGONAL: tl.constexpr, DOUBLE: tl.constexpr, SINGLE: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     block, channel, replica, particle, offset = _place(first_replica, first_particle, n_particles, n_channels, SIZE)
-    z0, z1, z2, z3 = _sum(block, channel, replica, stream, step, substeps, k0, k1, DOUBLE)
+    z0, z1, z2, z3 = _sum(block, channel, replica, stream, step, substeps, k0, k1, DOUBLE, SINGLE)
     dt = _real(h, DOUBLE)
     c = _real(scale, DOUBLE)
     lane = n_channels.to(tl.int64) * LANES
@@ -298,14 +310,18 @@ def normals(
     first_replica: int,
     first_particle: int,
     scale: float,
+    single: bool = False,
 ) -> None:
-    """Fill out (R, N, m) with scale · Σ_j z_{step + j}, in the order of j; unscaled for one substep."""
+    """Fill out (R, N, m) with scale · Σ_j z_{step + j}, in the order of j; unscaled for one substep.
+
+    With `single` the normals z are those of float32, widened.
+    """
     _, n_particles, n_channels = out.shape
     key = _key(seed, stream, step)
     window = _signed(first_replica), first_particle, n_particles, n_channels
     _launch(
         _normals_kernel, out, first_particle, out, *key, substeps, *window, _bits(scale),
-        DOUBLE=out.element_size() == 8, SCALED=substeps > 1,
+        DOUBLE=out.element_size() == 8, SINGLE=single, SCALED=substeps > 1,
     )  # fmt: skip
 
 
@@ -330,6 +346,7 @@ def euler(
     substeps: int,
     h: float,
     scale: float,
+    single: bool = False,
 ) -> None:
     """Replace x by x + (h·drift + c·Z), c = scale or scale·diffusion, in that order; all (R, N, d)."""
     _, n_particles, n_channels = x.shape
@@ -337,5 +354,5 @@ def euler(
     field = x if diffusion is None else diffusion
     _launch(
         _euler_kernel, x, 0, x, drift, field, *key, substeps, 0, 0, n_particles, n_channels, _bits(h), _bits(scale),
-        DIAGONAL=diffusion is not None, DOUBLE=x.element_size() == 8,
+        DIAGONAL=diffusion is not None, DOUBLE=x.element_size() == 8, SINGLE=single,
     )  # fmt: skip

@@ -39,6 +39,9 @@ MAX_CHANNELS = 2**16
 
 Shape = tuple[int, int, int] | torch.Size
 
+# What the kernels are told of normals: 0 for float32, 1 for float64, and this for float64 values of float32 ones.
+MIXED = 2
+
 
 class Stream(enum.IntEnum):
     """What a value is for; two streams never share a word."""
@@ -177,18 +180,23 @@ class Noise:
     those of the replica itself, as without: pairs mirror neither jumps nor the choice of data. A stream that serves
     normals and uniforms must serve them at different particles or steps.
 
+    precision: torch.float32 gives a float64 state the normals of float32, which cost less: every fine normal is that
+    of float32, widened; sums over substeps, products and steps stay in float64. None: that of the values asked for.
+    Uniforms and integers are the same either way.
+
     `normals`, `uniforms` and `integers` speak of fine steps; `increment`, `area` and `euler_` of steps of the run. A
     shape is (R, N, m): replicas, particles and channels; `first_replica` and `first_particle` shift the window, and any
     partition into windows gives the same values. Fine steps and replicas stay below 2³², particles below 2³⁴, channels
     below 2¹⁶.
 
     Raises TypeError for a seed that is no integer and an `antithetic` that is no bool, ValueError for values out of
-    range.
+    range, for another precision than these and for normals of float64 asked for in float32.
     """
 
     seed: int
     substeps: int = 1
     antithetic: bool = False
+    precision: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         seed, substeps = _whole("seed", self.seed), _whole("substeps", self.substeps)
@@ -198,16 +206,22 @@ class Noise:
             raise ValueError(f"substeps is {substeps}; expected at least 1 and fewer than 2**32.")
         if not isinstance(self.antithetic, bool):
             raise TypeError(f"antithetic is {self.antithetic!r}; expected True or False.")
+        if self.precision not in (None, torch.float32, torch.float64):
+            raise ValueError(f"precision is {self.precision!r}; expected torch.float32, torch.float64 or None.")
         object.__setattr__(self, "seed", seed)
         object.__setattr__(self, "substeps", substeps)
 
     def identity(self) -> dict[str, int | str]:
-        """What a run stores about its noise: scheme, version, seed, substeps; antithetic where it is."""
+        """What a run stores about its noise: scheme, version, seed, substeps; antithetic, precision where set."""
         known: dict[str, int | str] = {
             "scheme": SCHEME, "version": VERSION, "seed": self.seed, "substeps": self.substeps,
         }  # fmt: skip
-        # Only where set: the digests of ordinary runs do not know the word.
-        return {**known, "antithetic": True} if self.antithetic else known
+        # Only where set: the digests of ordinary runs do not know the words.
+        if self.antithetic:
+            known["antithetic"] = True
+        if self.precision is not None:
+            known["precision"] = str(self.precision).removeprefix("torch.")
+        return known
 
     def normals(
         self,
@@ -393,7 +407,7 @@ class Noise:
         fine = self._fine_step(step, k)
         shape = x.shape
         dtype = x.dtype
-        double = _check_real(dtype)
+        kind = self._kind(dtype)
         root = math.sqrt(h / k)
         if isinstance(diffusion, Tensor):
             _check_euler(x, diffusion, "diffusion")
@@ -416,12 +430,12 @@ class Noise:
             return
         if x.is_cpu and _compiled is not None:
             _compiled.euler(
-                x.data_ptr(), double, self.seed, stream, fine, k, n_replicas, n_particles, n_channels,
+                x.data_ptr(), kind, self.seed, stream, fine, k, n_replicas, n_particles, n_channels,
                 drift.data_ptr(), 0 if field is None else field.data_ptr(), h, scale, _threads(),
             )  # fmt: skip
             return
         module = _portable(_backend(x.device.type))
-        module.euler(x, drift, field, self.seed, stream, fine, k, h, scale)
+        module.euler(x, drift, field, self.seed, stream, fine, k, h, scale, kind == MIXED)
 
     def kinetic_(
         self,
@@ -452,7 +466,7 @@ class Noise:
             fine = self._fine_step(step, k)
             window = _window(force.shape, 0, 0)
             _compiled.kinetic(
-                x.data_ptr(), _check_real(x.dtype), self.seed, Stream.IDIOSYNCRATIC, fine, k, *window,
+                x.data_ptr(), self._kind(x.dtype), self.seed, Stream.IDIOSYNCRATIC, fine, k, *window,
                 force.data_ptr(), positions.data_ptr(), half, decay, deviation, due, 1.0 / math.sqrt(k), _threads(),
             )  # fmt: skip
             return
@@ -467,6 +481,18 @@ class Noise:
         velocities = decay * velocities + deviation * w
         torch.add(middle, half * velocities, out=positions)
         torch.cat([positions, velocities], dim=-1, out=x)
+
+    def _kind(self, dtype: torch.dtype) -> int:
+        """How the kernels make normals of this dtype: in float32, in float64, or in float32 for float64."""
+        double = _check_real(dtype)
+        if self.precision is None or self.precision is dtype:
+            return int(double)
+        if not double:
+            raise ValueError(
+                "precision is torch.float64, but float32 values are asked for: they would lose it. Use "
+                "dtype=torch.float64, or leave precision out."
+            )
+        return MIXED
 
     def _fine_step(self, step: int, k: int) -> int:
         """First fine step of a step that has k of them."""
@@ -489,7 +515,7 @@ class Noise:
         scale: float | None = None,
     ) -> Tensor:
         """`scale`, k^(-½) if None, times the sum of the normals of the fine steps fine, ..., fine + k - 1."""
-        double = _check_real(dtype)
+        kind = self._kind(dtype)
         if out is None:
             out = torch.empty(window, dtype=dtype, device=device)
         else:
@@ -501,16 +527,17 @@ class Noise:
         if self.antithetic:
             first, skipped = divmod(first_replica, 2)
             pairs = (window[0] + skipped + 1) // 2, *window[1:]
-            z = Noise(self.seed)._sum(fine, k, pairs, stream, first, first_particle, dtype, out.device, None, scale)
+            ordinary = Noise(self.seed, precision=self.precision)
+            z = ordinary._sum(fine, k, pairs, stream, first, first_particle, dtype, out.device, None, scale)
             return out.copy_(torch.stack([z, -z], 1).flatten(0, 1)[skipped : skipped + window[0]])
         if out.is_cpu and _compiled is not None:
             _compiled.normals(
-                out.data_ptr(), double, self.seed, stream, fine, k, *window, first_replica, first_particle,
+                out.data_ptr(), kind, self.seed, stream, fine, k, *window, first_replica, first_particle,
                 scale, _threads(),
             )  # fmt: skip
         else:
             module = _portable(_backend(out.device.type))
-            module.normals(out, self.seed, stream, fine, k, first_replica, first_particle, scale)
+            module.normals(out, self.seed, stream, fine, k, first_replica, first_particle, scale, kind == MIXED)
         return out
 
     def _draw(

@@ -83,7 +83,8 @@ def simulate(
         device: "cpu" or "cuda".
         dtype: torch.float32 or torch.float64.
         noise: `mfsde.Noise(seed, substeps=k)`: each increment is the sum of k fine ones, the path of a run at dt/k.
-            With `antithetic=True` replicas 2j and 2j + 1 have opposite noise: independent are the pairs.
+            With `antithetic=True` replicas 2j and 2j + 1 have opposite noise: independent are the pairs. With
+            `precision=torch.float32` a float64 run has the normals of float32, which cost less.
         store: a folder to stream to (Zarr v3), readable by `open_run` meanwhile; None keeps the frames in memory.
         overwrite: replace an existing run store.
         checkpoint_every: steps between two checkpoints to resume from; None: the first and the last step.
@@ -614,7 +615,7 @@ def _settings_of(scenario: Any, point: dict[str, Any], settings: dict[str, Any])
     chosen = {**settings, **{k: v for k, v in point.items() if k not in parameters(scenario)}}
     asked = inspect.signature(simulate).bind(scenario, **chosen)
     asked.apply_defaults()
-    names = {f.name for f in dataclasses.fields(Settings)} - {"substeps", "antithetic"} | {"noise"}
+    names = {f.name for f in dataclasses.fields(Settings)} - {"substeps", "antithetic", "precision"} | {"noise"}
     return Settings.checked(**{k: v for k, v in asked.arguments.items() if k in names})
 
 

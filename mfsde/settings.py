@@ -13,13 +13,16 @@ from .noise import Noise
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
+# Settings that an ordinary run does not record, so that its digest does not know the words.
+WHERE_SET = frozenset({"antithetic", "precision"})
+
 
 @dataclass(frozen=True)
 class Settings:
     """What `simulate` was told, in plain values; steps are integers, times are formed from them.
 
-    `n_steps` is horizon/dt. `substeps` and `antithetic` belong to the noise. Save and checkpoint intervals count
-    steps; None means the first and the last step only.
+    `n_steps` is horizon/dt. `substeps`, `antithetic` and `precision` belong to the noise. Save and checkpoint intervals
+    count steps; None means the first and the last step only.
     """
 
     n_particles: int
@@ -35,6 +38,7 @@ class Settings:
     substeps: int
     checkpoint_every: int | None
     antithetic: bool = False
+    precision: str | None = None
 
     @classmethod
     def checked(
@@ -74,10 +78,12 @@ class Settings:
             dtype=_dtype(dtype),
             substeps=keyed.substeps,
             antithetic=keyed.antithetic,
+            precision=None if keyed.precision is None else _dtype(keyed.precision),
             checkpoint_every=None if checkpoint_every is None else _count("checkpoint_every", checkpoint_every, 1),
         )
         _check_whole_steps(settings)
         _check_pairs(settings)
+        _check_precision(settings)
         _check_limits(settings)
         return settings
 
@@ -94,7 +100,7 @@ class Settings:
     @property
     def noise(self) -> Noise:
         """The keyed noise."""
-        return Noise(self.seed, self.substeps, self.antithetic)
+        return Noise(self.seed, self.substeps, self.antithetic, DTYPES[self.precision] if self.precision else None)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -110,8 +116,8 @@ class Settings:
         return _grid(self.n_steps, self.checkpoint_every)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `antithetic` only where it is."""
-        return {name: value for name, value in asdict(self).items() if name != "antithetic" or value}
+        """Plain values for JSON; those of `WHERE_SET` only where they are."""
+        return {name: value for name, value in asdict(self).items() if name not in WHERE_SET or value}
 
 
 def label(time: float) -> float:
@@ -197,6 +203,14 @@ def _check_pairs(settings: Settings) -> None:
         raise ValueError(
             f"n_replicas = {settings.n_replicas} with antithetic noise, whose replicas 2j and 2j + 1 are a pair; "
             f"expected an even number, for instance {settings.n_replicas + 1}."
+        )
+
+
+def _check_precision(settings: Settings) -> None:
+    if settings.precision == "float64" and settings.dtype == "float32":
+        raise ValueError(
+            "noise has precision=torch.float64, and the state is in float32, where it would be lost. Use "
+            "dtype=torch.float64, or leave precision out."
         )
 
 

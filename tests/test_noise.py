@@ -380,6 +380,95 @@ def test_euler_keeps_the_prefix_of_particles_and_replicas() -> None:
     assert torch.equal(step((2, 333, 3)), step((5, 1000, 3))[:2, :333])
 
 
+# --- Float32 normals in float64 ---------------------------------------------------------------------------------------
+
+MIXED = {"dtype": torch.float64, "first_particle": 250, "first_replica": 2**31}
+
+
+def assert_mixed_normals(shape: tuple[int, int, int], k: int, source: Noise) -> None:
+    """The sum, in float64, of the widened float32 normals of the fine steps."""
+    place = {name: value for name, value in MIXED.items() if name != "dtype"}
+    z = torch.zeros(shape, dtype=torch.float64)
+    for j in range(k):
+        z = z + Noise(3).normals(5 * k + j, shape, dtype=torch.float32, **place).double()  # type: ignore[arg-type]
+    expected = z if k == 1 else z * (1 / math.sqrt(k))
+    for name in ["", *each_instruction_set()]:
+        assert torch.equal(source.increment(5, shape, **MIXED), expected), name  # type: ignore[arg-type]
+    for module in portable_modules():
+        out = torch.empty(shape, dtype=torch.float64)
+        module.normals(out, 3, 1, 5 * k, k, 2**31, 250, 1 / math.sqrt(k), source.precision is torch.float32)
+        assert torch.equal(out, expected), module.__name__
+
+
+@pytest.mark.parametrize("shape", [(1, 700, 1), (3, 1, 2), (2, 50, 9)])
+@pytest.mark.parametrize("k", [1, 3])
+def test_mixed_normals_are_those_of_float32_widened(shape: tuple[int, int, int], k: int) -> None:
+    assert_mixed_normals(shape, k, Noise(3, substeps=k, precision=torch.float32))
+    with pytest.raises(AssertionError):
+        assert_mixed_normals(shape, k, Noise(3, substeps=k))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_mixed_steps_move_in_float64(k: int) -> None:
+    source, shape = Noise(6, substeps=k, precision=torch.float32), (2, 300, 3)
+    x, drift, field = (Noise(6).normals(i, shape, stream=Stream.INITIAL, dtype=torch.float64) for i in range(3))
+    z = sum(source.normals(4 * k + j, shape, dtype=torch.float64) for j in range(k))
+    for diffusion, c in ((0.7, math.sqrt(0.01 / k) * 0.7), (field, math.sqrt(0.01 / k) * field)):
+        expected = x + (0.01 * drift + c * z)
+        moved, chained = x.clone(), x.clone()
+        source.euler_(moved, drift, 0.01, diffusion, 4)
+        assert torch.equal(moved, expected)
+        for module in portable_modules():
+            tensor = diffusion if isinstance(diffusion, Tensor) else None
+            scale = math.sqrt(0.01 / k) * (1.0 if tensor is not None else 0.7)
+            moved = x.clone()
+            module.euler(moved, drift, tensor, 6, 1, 4 * k, k, 0.01, scale, True)
+            assert torch.equal(moved, expected), module.__name__
+        Noise(6, substeps=k).euler_(chained, drift, 0.01, diffusion, 4)
+        assert 0 < float((chained - expected).abs().max()) < 1e-6
+
+
+def test_mixed_kinetic_steps_take_the_increment() -> None:
+    source = Noise(6, substeps=2, precision=torch.float32)
+    state, force = (Noise(6).normals(0, (2, 300, n), dtype=torch.float64) for n in (4, 2))
+    positions, w = torch.empty_like(force), source.increment(3, force.shape, dtype=torch.float64)
+    velocities = state[..., 2:] + 0.05 * force
+    middle = state[..., :2] + 0.05 * velocities
+    velocities = 0.9 * velocities + 0.3 * w
+    middle = middle + 0.05 * velocities
+    source.kinetic_(state, force, positions, 0.05, 0.9, 0.3, 3)
+    assert torch.equal(state, torch.cat([middle, velocities], -1))
+    assert torch.equal(positions, middle)
+
+
+def test_mixed_noise_of_antithetic_pairs_and_of_areas() -> None:
+    mixed = Noise(2, substeps=2, precision=torch.float32)
+    pairs = Noise(2, substeps=2, antithetic=True, precision=torch.float32)
+    z = mixed.increment(1, (2, 40, 3), dtype=torch.float64)
+    assert torch.equal(pairs.increment(1, (4, 40, 3), dtype=torch.float64), torch.stack([z, -z], 1).flatten(0, 1))
+    w, area = mixed.area(1, (2, 40, 3), dtype=torch.float64)
+    assert torch.equal(w, z)
+    own = [mixed.normals(2 + j, (2, 40, 3), stream=Stream.AREA, dtype=torch.float64) for j in range(2)]
+    dw = [mixed.normals(2 + j, (2, 40, 3), dtype=torch.float64) for j in range(2)]
+    u = [0.5 * dw[j] + own[j] / math.sqrt(12) for j in range(2)]
+    assert torch.allclose(area, (u[0] + dw[0] + u[1]) / 2**1.5, rtol=0, atol=1e-15)
+
+
+def test_precision_is_recorded_only_where_set_and_leaves_words_alone() -> None:
+    assert "precision" not in Noise(5).identity()
+    assert Noise(5, precision=torch.float32).identity()["precision"] == "float32"
+    mixed, shape = Noise(5, precision=torch.float32), (1, 300, 2)
+    uniforms = [source.uniforms(0, shape, dtype=torch.float64) for source in (mixed, Noise(5))]
+    assert torch.equal(*uniforms)
+    assert torch.equal(mixed.normals(0, shape), Noise(5).normals(0, shape))
+    exact = Noise(5, precision=torch.float64)
+    assert torch.equal(exact.normals(0, shape, dtype=torch.float64), Noise(5).normals(0, shape, dtype=torch.float64))
+    with pytest.raises(ValueError, match="float32 values are asked for"):
+        exact.normals(0, shape)
+    with pytest.raises(ValueError, match="expected torch.float32, torch.float64 or None"):
+        Noise(5, precision=torch.float16)
+
+
 def test_where_a_compiler_exists_the_backend_is_compiled() -> None:
     # The extension is optional: without this test a failed build would only be slow.
     if os.environ.get("MFSDE_NOISE"):
@@ -434,13 +523,14 @@ from mfsde import _noise_numpy, _noise_triton
 for dtype in (torch.float32, torch.float64):
     for shape, particle, replica, k in (((1, 900, 1), 0, 0, 1), ((2, 70, 2), 2**33 + 17, 2**31, 2)):
         results = []
+        single = dtype == torch.float64 and k == 2
         for module in (_noise_numpy, _noise_triton):
             z, u, x = (torch.zeros(shape, dtype=dtype) for _ in range(3))
             n = torch.zeros(shape, dtype=torch.int64)
-            module.normals(z, 2**63 + 2**31 + 5, 1, 2**32 - 9, k, replica, particle, 0.3)
+            module.normals(z, 2**63 + 2**31 + 5, 1, 2**32 - 9, k, replica, particle, 0.3, single)
             module.draws(u, 5, 6, 9, replica, particle, 0)
             module.draws(n, 5, 6, 9, replica, particle, 2**31)
-            module.euler(x, z, None if k == 1 else z, 5, 1, 4, k, 0.013, 0.77)
+            module.euler(x, z, None if k == 1 else z, 5, 1, 4, k, 0.013, 0.77, single)
             results.append((z, u, n, x))
         assert all(torch.equal(a, b) for a, b in zip(*results))
 print("equal")

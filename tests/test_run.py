@@ -421,6 +421,22 @@ def test_what_changes_the_result_has_no_default(name):
         mfsde.simulate(OU, **{k: v for k, v in SMALL.items() if k != name})
 
 
+def test_mixed_precision_is_recorded_and_resumed_and_changes_no_ordinary_digest(tmp_path):
+    settings = {"n_particles": 20, "horizon": 1.0, "dt": 0.1, "seed": 3, "dtype": torch.float64}
+    mixed = mfsde.Noise(3, precision=torch.float32)
+    run = mfsde.simulate(OU, **settings, noise=mixed, store=tmp_path / "run.zarr", checkpoint_every=4)
+    assert json.loads(run.attrs["noise"])["precision"] == json.loads(run.attrs["settings"])["precision"] == "float32"
+    assert mfsde.resume(tmp_path / "run.zarr", scenario=OU).equals(run)
+    ordinary = mfsde.simulate(OU, **settings)
+    assert "precision" not in ordinary.attrs["settings"] + ordinary.attrs["noise"]
+    assert ordinary.attrs["digest"] != run.attrs["digest"]
+    difference = abs(ordinary.position - run.position)
+    assert difference.max() < 1e-6
+    assert difference.isel(time=-1).min() > 0
+    with pytest.raises(ValueError, match=r"precision=torch.float64, and the state is in float32"):
+        mfsde.simulate(OU, **{**settings, "dtype": torch.float32}, noise=mfsde.Noise(3, precision=torch.float64))
+
+
 def test_antithetic_noise_is_recorded_and_resumed_and_changes_no_ordinary_digest(tmp_path):
     mirrored = {**SMALL, "n_replicas": 4, "noise": Noise(SMALL["seed"], antithetic=True)}
     run = mfsde.simulate(OU, store=tmp_path / "run.zarr", **mirrored)
