@@ -16,7 +16,7 @@ help:  ## this list
 
 env: $(STAMP)  ## create .venv with mfsde and everything the other targets need
 
-$(STAMP): pyproject.toml setup.py constraints.txt mfsde/_noise.c
+$(STAMP): pyproject.toml setup.py constraints.txt mfsde/_noise.c mfsde/_activation.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,bench]"
 	@touch $@

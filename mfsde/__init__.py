@@ -15,6 +15,7 @@ _HOMES = {
     "kinetic": ("Kinetic", "KineticLangevin"),
     "energy": ("Energy", "interaction", "potential"),
     "pairwise.kernel": ("Kernel",),
+    "activation": (),
     "network": ("Neuron", "risk"),
     "nonlinear_process": ("decoupled",),
     "langevin": ("MeanFieldLangevin",),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .activation import ACTIVATIONS
 from .energy import Energy, Sum, _gradient
 from .measure import EmpiricalMeasure
 from .tape import constant, is_recording, recording, values, variable
@@ -26,13 +27,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 CHUNK_FLOATS = 1 << 20
 # Below this many data points a chunk's matrix products lose their speed.
 LEAST_CHUNK = 16
-
-# In-place σ, and its derivative written in terms of s = σ(a) as offset + scale·φ(s) with one pass for φ.
-ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], float, float]] = {
-    "tanh": (Tensor.tanh_, Tensor.square_, 1.0, -1.0),
-    "sigmoid": (Tensor.sigmoid_, lambda s: s.addcmul_(s, s, value=-1), 0.0, 1.0),
-    "relu": (Tensor.relu_, Tensor.sign_, 0.0, 1.0),
-}
 
 
 class Neuron:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mfsde import EmpiricalMeasure, Energy, Neuron, network, risk
+from mfsde import EmpiricalMeasure, Energy, Neuron, activation, network, risk
 
 FLOAT64 = torch.float64
 N_DATA, N_INPUTS = 13, 3
@@ -373,3 +373,46 @@ def test_a_loss_of_the_wrong_shape_is_refused(loss):
     F, mu = risk(Neuron(n_outputs=2), loss, *data(2)), some_measure(2, d=5)
     with pytest.raises(ValueError, match="loss returned shape"):
         F(mu)
+
+
+# The compiled tangent ------------------------------------------------------------------------------------------------
+
+
+needs_compiler = pytest.mark.skipif(activation._compiled is None, reason="the compiled activation was not built")
+
+
+@needs_compiler
+def test_the_compiled_tangent_is_that_of_float64_to_a_few_roundings():
+    sizes = torch.logspace(-20, 2, 20_001, dtype=FLOAT64)
+    exact = torch.cat([-sizes, sizes, torch.linspace(-10, 10, 100_003, dtype=FLOAT64)]).float()
+    found = activation.tanh_(exact.clone()).double()
+    wanted = torch.tanh(exact.double())
+    assert ((found - wanted).abs() <= 3.5e-7 * wanted.abs()).all()
+    assert found.abs().max() == 1
+
+
+@needs_compiler
+def test_the_compiled_tangent_keeps_signs_infinities_and_nan():
+    x = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan])
+    activation.tanh_(x)
+    assert x[:4].tolist() == [0, 0, 1, -1]
+    assert torch.signbit(x[1])
+    assert torch.isnan(x[4])
+
+
+@needs_compiler
+def test_threads_and_cuts_do_not_change_the_compiled_tangent():
+    x = torch.linspace(-6, 6, 70_001)
+    whole = activation.tanh_(x.clone())
+    torch.set_num_threads(2)
+    assert torch.equal(activation.tanh_(x.clone()), whole)
+    for n in (1, 15, 16_385):
+        assert torch.equal(activation.tanh_(x[:n].clone()), whole[:n])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT64])
+def test_the_tangent_of_other_tensors_is_torchs(dtype):
+    x = torch.linspace(-3, 3, 12, dtype=dtype).reshape(3, 4)
+    assert torch.equal(activation.tanh_(x.clone().T), torch.tanh(x).T)
+    if dtype is FLOAT64:
+        assert torch.equal(activation.tanh_(x.clone()), torch.tanh(x))
