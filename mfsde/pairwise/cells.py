@@ -146,7 +146,8 @@ def _rows(
         return _sum(kernel, support, period, cells, rows, list(inputs[:d]), list(inputs[d:-1]), inputs[-1])
 
     inputs = (*x, *y, weights)
-    if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
+    # Whatever requires a gradient: parameters that the kernel closes over may, too.
+    if torch.is_grad_enabled():
         from torch.utils.checkpoint import checkpoint
 
         return checkpoint(again, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
