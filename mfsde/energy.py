@@ -268,7 +268,20 @@ class Interaction(Energy):
                 "interaction: W is not even, W(z) ≠ W(-z). An energy sees only its even part: pass "
                 "lambda z: (W(z) + W(-z)) / 2, or write the force as a drift with mu.convolve."
             )
+        self._check_at_zero(mu)
         super()._check(mu)
+
+    def _check_at_zero(self, mu: EmpiricalMeasure) -> None:
+        """The diagonal belongs to the energy: W and ∇W are evaluated where particles meet themselves."""
+        zero = torch.zeros_like(mu.points.detach()[..., :1, :])
+        value, slope = self.kernel(zero), self.kernel.slope(zero)
+        if bool(torch.isfinite(value).all()) and bool(torch.isfinite(slope).all()):
+            return
+        raise ValueError(
+            f"interaction: W(0) = {float(value.flatten()[0])}, ∇W(0) = {slope.flatten()[: mu.dim].tolist()}. The energy "
+            "includes the diagonal, so both must be finite: regularise W at 0 (|z|² + ε² for |z|²), or write the force "
+            "as a drift, mu.convolve(K, x, include_self=False)."
+        )
 
 
 def potential(function: Callable[[Tensor], Tensor]) -> Energy:

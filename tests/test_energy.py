@@ -568,3 +568,13 @@ def test_an_energy_of_any_size_must_use_the_weights():
     small = mfsde.Energy(lambda mu: 1e-9 * mu.points.square().mean((-2, -1)))
     with pytest.raises(ValueError, match="split into two halves"):
         small(some_measure(n=5, weighted=False))
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [lambda z: 1 / z.square().sum(-1), lambda z: -z.square().sum(-1).log(), lambda z: z.square().sum(-1).sqrt()],
+    ids=["Riesz", "Coulomb", "a kink whose gradient is 0/0"],
+)
+def test_interactions_singular_on_the_diagonal_are_refused(kernel):
+    with pytest.raises(ValueError, match=r"W\(0\) = .* regularise W at 0"):
+        interaction(kernel)(some_measure(n=5))
