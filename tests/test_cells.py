@@ -203,6 +203,17 @@ def test_derivatives(period, excluded):
     assert torch.autograd.gradgradcheck(sums, inputs)
 
 
+def test_parameters_of_the_kernel_have_derivatives():
+    width = torch.tensor(1.2, dtype=FLOAT64, requires_grad=True)
+    pairs = some_pairs(n=60)
+
+    def slope(strategy) -> Tensor:
+        values = strategy.sums(Kernel(lambda z: width * bump(width * z)), pairs)
+        return torch.autograd.grad(values.square().sum(), [width])[0]
+
+    torch.testing.assert_close(slope(Cells(1.0)), slope(Blocked()), rtol=1e-12, atol=0)
+
+
 def test_derivatives_are_those_of_the_sum_over_all_pairs():
     pairs = some_pairs(n=60)
 
@@ -295,8 +306,9 @@ def test_the_support_is_checked_once():
         return bump(z)
 
     kernel = Kernel(watched)
-    for _ in range(3):
-        Cells(1.0).sums(kernel, some_pairs())
+    with torch.no_grad():
+        for _ in range(3):
+            Cells(1.0).sums(kernel, some_pairs())
     assert len(calls) == 5
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 from weakref import WeakKeyDictionary
@@ -75,7 +76,12 @@ class Cells(Strategy):
         cells = _Cells(pairs, (self.cell or self.support) * (1 + SLACK))
         x, y = _columns(pairs.x, cells.rows), _columns(pairs.points, cells.atoms)
         weights = pairs.weights.reshape(-1).index_select(0, cells.atoms)
-        parts = [_rows(kernel, self.support, pairs.period, cells, rows, x, y, weights) for rows in cells.chunks()]
+        block = functools.partial(_sum, kernel, self.support, pairs.period, cells)
+        if _has_graph(kernel, pairs):
+            from torch.utils.checkpoint import checkpoint
+
+            block = functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+        parts = [block(rows, *x, *y, weights) for rows in cells.chunks()]
         total = torch.cat(parts).index_select(0, cells.rows.argsort())
         return total.reshape(replicas, m, *total.shape[1:])
 
@@ -129,41 +135,18 @@ class _Cells:
         return stretch.div_(self._count.shape[1], rounding_mode="floor").add_(rows.start), j
 
 
-def _rows(
-    kernel: Kernel,
-    support: float,
-    period: Period,
-    cells: _Cells,
-    rows: slice,
-    x: list[Tensor],
-    y: list[Tensor],
-    weights: Tensor,
-) -> Tensor:
-    """The sums of some sorted rows.    (rows, *out)."""
-    d = len(x)
-
-    def again(*inputs: Tensor) -> Tensor:
-        return _sum(kernel, support, period, cells, rows, list(inputs[:d]), list(inputs[d:-1]), inputs[-1])
-
-    inputs = (*x, *y, weights)
-    # Whatever requires a gradient: parameters that the kernel closes over may, too.
-    if torch.is_grad_enabled():
-        from torch.utils.checkpoint import checkpoint
-
-        return checkpoint(again, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
-    return again(*inputs)
+def _has_graph(kernel: Kernel, pairs: Pairs) -> bool:
+    """Whether the sums require a gradient; parameters that the kernel closes over may, too."""
+    if not torch.is_grad_enabled():
+        return False
+    inputs = (pairs.x, pairs.points, pairs.weights)
+    return any(z.requires_grad for z in inputs) or kernel(pairs.x[:1, :1]).requires_grad
 
 
-def _sum(
-    kernel: Kernel,
-    support: float,
-    period: Period,
-    cells: _Cells,
-    rows: slice,
-    x: list[Tensor],
-    y: list[Tensor],
-    weights: Tensor,
-) -> Tensor:
+def _sum(kernel: Kernel, support: float, period: Period, cells: _Cells, rows: slice, *sorted_inputs: Tensor) -> Tensor:
+    """The sums of some sorted rows, from the components of sorted x and y, and weights.    (rows, *out)."""
+    d = len(sorted_inputs) // 2
+    x, y, weights = sorted_inputs[:d], sorted_inputs[d:-1], sorted_inputs[-1]
     with torch.no_grad():
         # Most candidates of a cell lie outside of the support: the kernel need not see them.
         i, j = cells.candidates(rows)
@@ -179,7 +162,7 @@ def _sum(
     return total.index_add(0, i - rows.start, values)
 
 
-def _differences(x: list[Tensor], y: list[Tensor], i: Tensor, j: Tensor, period: Period) -> list[Tensor]:
+def _differences(x: Sequence[Tensor], y: Sequence[Tensor], i: Tensor, j: Tensor, period: Period) -> list[Tensor]:
     # Component by component: gathering rows of two or three numbers is several times slower.
     z = [a.index_select(0, i) - b.index_select(0, j) for a, b in zip(x, y, strict=True)]
     if period is None:
