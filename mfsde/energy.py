@@ -278,9 +278,9 @@ class Interaction(Energy):
         if bool(torch.isfinite(value).all()) and bool(torch.isfinite(slope).all()):
             return
         raise ValueError(
-            f"interaction: W(0) = {float(value.flatten()[0])}, ∇W(0) = {slope.flatten()[: mu.dim].tolist()}. The energy "
-            "includes the diagonal, so both must be finite: regularise W at 0 (|z|² + ε² for |z|²), or write the force "
-            "as a drift, mu.convolve(K, x, include_self=False)."
+            f"interaction: W(0) = {float(value.flatten()[0])}, ∇W(0) = {slope.flatten()[: mu.dim].tolist()}. The "
+            "energy includes the diagonal, so both must be finite: regularise W at 0 (|z|² + ε² for |z|²), or write "
+            "the force as a drift, mu.convolve(K, x, include_self=False)."
         )
 
 
