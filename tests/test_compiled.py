@@ -1,0 +1,441 @@
+"""Compiled sums over pairs: against all pairs by torch, bit by bit over threads and rows, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mfsde.pairwise import compiled, native, trace
+from mfsde.pairwise.blocked import Blocked
+from mfsde.pairwise.compiled import Compiled
+from mfsde.pairwise.kernel import Kernel, Pairs
+
+FLOAT32, FLOAT64 = torch.float32, torch.float64
+TOLERANCE = {FLOAT32: 3e-6, FLOAT64: 1e-13}
+MATRIX = torch.tensor([[0.5, -0.2], [0.1, 0.9], [0.3, 0.3]], dtype=FLOAT64)
+
+
+def gaussian(z: Tensor) -> Tensor:
+    return torch.exp(-z.square().sum(-1) / 2)
+
+
+def morse(z: Tensor) -> Tensor:
+    return (1 - torch.exp(1 - (z.square().sum(-1) + 0.01).sqrt())) ** 2
+
+
+def compact(z: Tensor) -> Tensor:
+    return torch.relu(1 - z.square().sum(-1)) ** 2
+
+
+def hat(z: Tensor) -> Tensor:
+    r = z.norm(dim=-1)
+    return torch.where(r < 1, 1 - r, torch.zeros_like(r))
+
+
+def lennard_jones(z: Tensor) -> Tensor:
+    s = z.square().sum(-1) + 0.0
+    return s**-3 - s**-1.5
+
+
+@dataclass(frozen=True)
+class Anisotropic:
+    """A scenario whose kernel reads a tensor field."""
+
+    matrix: Tensor
+
+    def kernel(self, z: Tensor) -> Tensor:
+        return torch.tanh((z @ self.matrix.to(z.dtype).T).square().sum(-1))
+
+
+KERNELS = {
+    "gaussian": Kernel(gaussian),
+    "gaussian force": Kernel(gaussian).slope,
+    "morse force": Kernel(morse).slope,
+    "cucker-smale": Kernel(lambda z: (1 + z.square().sum(-1, keepdim=True)) ** -0.4),
+    "power": Kernel(lambda z: z.norm(dim=-1) ** 2.5),
+    "power force": Kernel(lambda z: z.norm(dim=-1) ** 2.5).slope,
+    "cosine": Kernel(lambda z: torch.cos(2 * z).sum(-1)),
+    "tanh components": Kernel(torch.tanh),
+    "lennard-jones force": Kernel(lennard_jones).slope,
+    "polynomial": Kernel(lambda z: z[..., 0] ** 4 - 2 * z[..., 0] * z[..., 1] + 1),
+    "compact": Kernel(compact),
+    "hat force": Kernel(hat).slope,
+    "central": Kernel(lambda z: z * torch.sigmoid(-z.norm(dim=-1, keepdim=True))),
+    "matrix valued": Kernel(lambda z: z.unsqueeze(-1) * z.unsqueeze(-2) * gaussian(z)[..., None, None]),
+    "field": Kernel(Anisotropic(MATRIX).kernel),
+    "constant": Kernel(lambda z: torch.ones_like(z)),
+}
+every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def some_pairs(replicas=1, n=1200, m=None, d=2, dtype=FLOAT64, weighted=False, own=False, period=None, seed=0) -> Pairs:
+    """Atoms, seen from themselves or from m other points."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(replicas, n, d, generator=generator, dtype=FLOAT64).to(dtype)
+    x = points if m is None else torch.randn(replicas, m, d, generator=generator, dtype=FLOAT64).to(dtype)
+    weights = torch.softmax(torch.randn(replicas, n, generator=generator, dtype=FLOAT64), -1).to(dtype)
+    weights = weights if weighted else torch.full((1,), 1 / n, dtype=dtype).expand(replicas, n)
+    return Pairs(x, points, weights, period, torch.arange(n) if own else None)
+
+
+def in_double(pairs: Pairs) -> Pairs:
+    return Pairs(pairs.x.double(), pairs.points.double(), pairs.weights.double(), pairs.period, pairs.own)
+
+
+def assert_equal_to_rounding(ours: Tensor, kernel: Kernel, pairs: Pairs) -> None:
+    """Beside the sum of |K|: rounding does not know of cancellation."""
+    true = Blocked().sums(kernel, in_double(pairs))
+    size = Blocked().sums(Kernel(lambda z: kernel(z).abs()), in_double(pairs))
+    assert ours.shape == true.shape
+    assert ours.dtype == pairs.x.dtype
+    gap = (ours - true).abs()
+    assert bool((gap <= TOLERANCE[pairs.x.dtype] * size).all()), float((gap / size).max())
+
+
+# Against all pairs ----------------------------------------------------------------------------------------------------
+
+
+@every_kernel
+def test_single_precision_seen_from_elsewhere(kernel):
+    pairs = some_pairs(m=7, dtype=FLOAT32)
+    assert_equal_to_rounding(Compiled().sums(kernel, pairs), kernel, pairs)
+
+
+@every_kernel
+def test_double_precision_with_masses_replicas_and_without_oneself(kernel):
+    pairs = some_pairs(3, n=130, weighted=True, own=True)
+    assert_equal_to_rounding(Compiled().sums(kernel, pairs), kernel, pairs)
+
+
+@every_kernel
+def test_the_torch_form_for_other_devices(kernel, monkeypatch):
+    monkeypatch.setattr(compiled, "FLOATS_OF_A_BLOCK", 3 * 90 * 32)
+    pairs = some_pairs(3, n=90, weighted=True, own=True, period=(4.0, None))
+    found = trace.trace(kernel, pairs.x)
+    ours = compiled._by_torch(found, pairs, compiled._rows(found, (4.0, math.inf)))
+    assert_equal_to_rounding(ours, kernel, pairs)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+def test_a_torus_takes_the_shortest_difference(dtype):
+    pairs = some_pairs(2, n=1100, m=5, d=3, dtype=dtype, period=(2 * math.pi, None, 1.5))
+    kernel = Kernel(lambda z: z * torch.exp(-z.abs().sum(-1, keepdim=True)))
+    assert_equal_to_rounding(Compiled().sums(kernel, pairs), kernel, pairs)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 15, 1023, 1024, 1025, 2049])
+def test_every_size_of_the_last_tile(n):
+    for own in (False, True):
+        pairs = some_pairs(n=n, dtype=FLOAT32, own=own)
+        assert_equal_to_rounding(Compiled().sums(KERNELS["gaussian"], pairs), KERNELS["gaussian"], pairs)
+
+
+def test_what_is_left_out_need_not_be_in_order():
+    kernel, pairs = KERNELS["lennard-jones force"], some_pairs(2, n=2300, own=True, weighted=True)
+    rows = torch.tensor([2200, 3, 1024, 3, 1023, 0, 2299])
+    sums = Compiled().sums(kernel, pairs)
+    assert bool(sums.isfinite().all())
+    assert torch.equal(Compiled().sums(kernel, pairs.at(rows)), sums[:, rows])
+    assert_equal_to_rounding(Compiled().sums(kernel, pairs.at(rows)), kernel, pairs.at(rows))
+
+
+def test_single_precision_loses_nothing_to_the_number_of_atoms():
+    pairs = some_pairs(n=100_000, m=6, dtype=FLOAT32)
+    for kernel in (KERNELS["gaussian"], KERNELS["gaussian force"]):
+        with torch.no_grad():
+            ours, true = Compiled().sums(kernel, pairs), Blocked().sums(kernel, in_double(pairs))
+        assert float((ours - true).norm() / true.norm()) < 1e-6
+
+
+# Bits -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gaussian force", "power force", "tanh components", "matrix valued"])
+def test_neither_threads_nor_other_rows_change_a_bit(name, monkeypatch):
+    kernel, pairs = KERNELS[name], some_pairs(2, n=1500, dtype=FLOAT32, own=True)
+    one = Compiled().sums(kernel, pairs)
+    monkeypatch.setattr(compiled, "PAIRS_OF_A_TASK", 37 * 1500)
+    torch.set_num_threads(2)
+    assert torch.equal(Compiled().sums(kernel, pairs), one)
+    for rows in (torch.arange(1), torch.arange(5, 16), torch.arange(1023, 1500)):
+        assert torch.equal(Compiled().sums(kernel, pairs.at(rows)), one[:, rows])
+
+
+def test_no_tensor_of_pairs_is_made():
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        @classmethod
+        def _should_skip_dynamo(cls):
+            return False
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                self.numel = max(self.numel, result.untyped_storage().size() // result.element_size())
+            return result
+
+    pairs = some_pairs(n=3000, dtype=FLOAT32)
+    Compiled().sums(KERNELS["gaussian force"], pairs)
+    with Largest() as largest:
+        Compiled().sums(KERNELS["gaussian force"], pairs)
+    assert 0 < largest.numel <= 2 * 3000
+
+
+# The exponential of the generated code --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(FLOAT32, 87.0), (FLOAT64, 708.0)])
+def test_the_exponential_has_the_digits_of_its_argument(dtype, largest):
+    z = torch.linspace(-largest, largest, 5001, dtype=dtype)
+    pairs = Pairs(z.reshape(1, -1, 1), z.new_zeros(1, 1, 1), z.new_ones(1, 1))
+    ours, true = Compiled().sums(Kernel(lambda z: z[..., 0].exp()), pairs)[0].double(), z.double().exp()
+    # An error of half a unit in z log₂ e is one of |z| ε in the value.
+    assert bool(((ours / true - 1).abs() <= torch.finfo(dtype).eps * (1.5 + z.double().abs())).all())
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+def test_infinities_and_nan_come_through(dtype):
+    values = torch.tensor([math.inf, -math.inf, math.nan, 1e4, -1e4, 0.0], dtype=dtype)
+    pairs = Pairs(values.reshape(1, -1, 1), values.new_zeros(1, 1, 1), values.new_ones(1, 1))
+    for function in (
+        torch.exp,
+        torch.relu,
+        torch.sign,
+        torch.tanh,
+        lambda z: z.clamp(-1, 2),
+        lambda z: torch.exp(-z * z),
+    ):
+        kernel = Kernel(lambda z, f=function: f(z[..., 0]))
+        torch.testing.assert_close(Compiled().sums(kernel, pairs), Blocked().sums(kernel, pairs), equal_nan=True)
+
+
+# Derivatives ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gaussian", "power", "cosine"])
+@pytest.mark.parametrize("own", [False, True])
+def test_gradients_of_scalar_kernels(name, own):
+    kernel = KERNELS[name]
+    start = some_pairs(2, n=5, m=None if own else 3, weighted=True, own=own, period=None if own else (5.0, None))
+
+    def sums(x: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+        return Compiled().sums(kernel, Pairs(x, points, weights, start.period, start.own))
+
+    inputs = [z.clone().requires_grad_() for z in (start.x, start.points, start.weights)]
+    assert torch.autograd.gradcheck(sums, inputs)
+    assert torch.autograd.gradgradcheck(sums, inputs)
+
+
+def test_gradients_equal_those_of_all_pairs_where_the_points_are_the_atoms():
+    def gradients(strategy, kernel: Kernel, weighted: bool) -> list[Tensor]:
+        pairs = some_pairs(2, n=40, weighted=weighted, own=True)
+        x, weights = pairs.x.clone().requires_grad_(), pairs.weights.clone().requires_grad_()
+        sums = strategy.sums(kernel, Pairs(x, x, weights, None, pairs.own))
+        return list(torch.autograd.grad((sums.square().sum((0, 1)) * torch.tensor([1.0])).sum(), [x, weights]))
+
+    for name in ("gaussian", "gaussian force", "compact"):
+        for ours, true in zip(
+            gradients(Compiled(), KERNELS[name], True), gradients(Blocked(), KERNELS[name], True), strict=True
+        ):
+            torch.testing.assert_close(ours, true, rtol=1e-12, atol=1e-15)
+
+
+def test_rows_that_leave_out_the_same_atom_have_gradients():
+    start = some_pairs(n=9, own=True).at(torch.tensor([2, 2, 5]))
+    x = start.x.clone().requires_grad_()
+    ours = Compiled().sums(KERNELS["gaussian"], Pairs(x, start.points, start.weights, None, start.own)).sum()
+    (slope,) = torch.autograd.grad(ours, x)
+    torch.testing.assert_close(slope, Blocked().sums(KERNELS["gaussian force"], start))
+
+
+# Planted faults -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("exp", lambda x: trace._neg(trace._exp(x))),
+        ("neg", lambda x: x),
+        ("mul", lambda a, b: trace._mul(trace._mul(a, b), 1.0001)),
+        ("sum", lambda x, dim=None, keepdim=False, **_: trace._mean(x, dim, keepdim)),
+    ],
+)
+def test_a_wrong_translation_of_an_operation_is_caught(name, wrong, monkeypatch):
+    monkeypatch.setitem(trace._OPERATIONS, name, wrong)
+    with pytest.raises(trace.UntraceableError, match="its expressions give"):
+        trace.trace(Kernel(lambda z: gaussian(z) * 1.5), torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("y + (real)", "y - (real)"),
+        ("0.24022242085729485772f", "0.24032242085729485772f"),
+        ("const real d1 = x1_1 - y1", "const real d1 = x1_1 + y1"),
+        ("scale * total", "total"),
+        ("first += 1024", "first += 1025"),
+        ("excludes && j == own2", "excludes && j == own1"),
+    ],
+)
+def test_a_fault_in_the_generated_code_is_caught(right, wrong, monkeypatch):
+    written = compiled.source
+
+    def faulty(found, form):
+        text = written(found, form)
+        assert right in text
+        return text.replace(right, wrong)
+
+    monkeypatch.setattr(compiled, "source", faulty)
+    pairs = some_pairs(n=20, dtype=FLOAT32, own=True)
+    with pytest.raises(ValueError, match="the compiled sums differ from the kernel's"):
+        Compiled().sums(Kernel(lambda z: gaussian(z) * 1.0625), pairs)
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+def by_value(z: Tensor) -> Tensor:
+    return z.sum(-1) if bool(z.sum() > 0) else -z.sum(-1)
+
+
+def centred(z: Tensor) -> Tensor:
+    return z.sum(-1) - z.sum(-1).mean()
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (by_value, "decides by the value of z"),
+        (centred, "does not act entry by entry"),
+        (lambda z: torch.rand_like(z).sum(-1), "draws random numbers"),
+        (lambda z: torch.lgamma(z).sum(-1), "lgamma has no scalar expression"),
+        (lambda z: z.sum(-1).round().long(), "int64"),
+        (lambda z: z.reshape(-1, 2).sum(-1), "returned shape"),
+        (lambda z: z @ torch.ones(3, dtype=z.dtype), "raised RuntimeError on a probe"),
+        (lambda z, c=torch.ones(1, requires_grad=True): (c * z).sum(-1), "requires a gradient"),
+    ],
+)
+def test_kernels_that_are_no_expressions_are_refused_with_the_reason(function, why):
+    kernel, pairs = Kernel(function), some_pairs(n=4)
+    with pytest.raises(ValueError, match=rf"cannot be compiled: .*{why}.*strategy=\"blocked\""):
+        Compiled().sums(kernel, pairs)
+    assert not compiled.usable(kernel, pairs)
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(ValueError, match=r"no code for torch\.float16"):
+        Compiled().sums(KERNELS["gaussian"], some_pairs(n=4, dtype=torch.float16))
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"), [("/nowhere/cc", "no C compiler was found"), ("false", "gave no library"), ("true", "gave no")]
+)
+def test_without_a_compiler_the_reason_is_said(setting, why, monkeypatch):
+    for words in (native.compiler, native._version):
+        words.cache_clear()
+    monkeypatch.setenv("CC", setting)
+    monkeypatch.setenv("PATH", os.environ["PATH"] if setting != "/nowhere/cc" else "")
+    try:
+        kernel, pairs = Kernel(lambda z: gaussian(z) * 0.3), some_pairs(n=4)
+        with pytest.raises(ValueError, match=rf'{why}.*Use strategy="blocked"'):
+            Compiled().sums(kernel, pairs)
+        assert why in str(compiled.reason(kernel, pairs))
+    finally:
+        for words in (native.compiler, native._version):
+            words.cache_clear()
+
+
+# What is kept ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_library_is_made_once_and_belongs_to_its_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pairs, built = some_pairs(n=4, dtype=FLOAT32), []
+    build = native._build
+    monkeypatch.setattr(native, "_build", lambda *args: (built.append(args), build(*args)))
+    for _ in range(2):
+        Compiled().sums(Kernel(lambda z, t=torch.ones(1): t * gaussian(z) * 0.7), pairs)
+    assert len(built) == 1
+    assert stat.S_IMODE(native.folder().stat().st_mode) == 0o700
+    assert [path.suffix for path in native.folder().iterdir()] == [".so"]
+    native.folder().chmod(0o777)
+    assert tmp_path not in native.folder().parents
+
+
+def test_functions_that_say_the_same_share_their_trace(monkeypatch):
+    def kernel(scale: float) -> Kernel:
+        return Kernel(lambda z: scale * gaussian(z))
+
+    like, counted = torch.zeros(2), []
+    recorded = trace.recorded
+    monkeypatch.setattr(trace, "recorded", lambda *args: (counted.append(1), recorded(*args))[1])
+    first = trace.trace(kernel(0.55), like)
+    assert trace.trace(kernel(0.55), like) is first
+    assert trace.trace(kernel(0.65), like) is not first
+    assert trace.trace(kernel(0.55).slope, like) is trace.trace(kernel(0.55).slope, like)
+    assert len(counted) == 3
+
+
+SCALE = 2.0
+
+
+def test_the_identity_of_a_function():
+    def scaled(c):
+        return lambda z: c * z
+
+    def nested(f):
+        return lambda z: f(z)
+
+    def of_module(z):
+        return SCALE * z
+
+    same = [
+        (scaled(1.0), scaled(1.0), scaled(2.0)),
+        (nested(scaled(1.0)), nested(scaled(1.0)), nested(scaled(2.0))),
+        (lambda z, c=1: c * z, None, None),
+        (Frozen(1.0).kernel, Frozen(1.0).kernel, Frozen(2.0).kernel),
+    ]
+    for one, again, other in same[:2] + same[3:]:
+        assert trace.identity(one) is not None
+        assert trace.identity(one) == trace.identity(again) != trace.identity(other)
+    before = trace.identity(of_module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "SCALE", 3.0)
+        assert trace.identity(of_module) != before
+    assert trace.identity(scaled(1)) != trace.identity(scaled(1.0)) != trace.identity(scaled(True))
+    for unknown in (scaled(torch.ones(1)), scaled([1.0]), Anisotropic(MATRIX).kernel, object()):
+        assert trace.identity(unknown) is None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    rate: float
+
+    def kernel(self, z: Tensor) -> Tensor:
+        return self.rate * z
+
+
+def test_tensors_that_change_are_read_again():
+    rate = torch.tensor([0.5], dtype=FLOAT64)
+    kernel, pairs = Kernel(lambda z: (rate * z).sum(-1)), some_pairs(n=6, m=3)
+    before = Compiled().sums(kernel, pairs)
+    rate.mul_(2)
+    torch.testing.assert_close(Compiled().sums(kernel, pairs), 2 * before)
+    rate.requires_grad_()
+    with pytest.raises(ValueError, match="requires a gradient"):
+        Compiled().sums(kernel, pairs)
