@@ -6,18 +6,35 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+import torch
 
-def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], repeats: int = 7, device: str = "cpu", warm_up: bool = True
+) -> dict[str, float]:
     """Median seconds of each call. The calls take turns, so that a busy neighbour slows all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values() if warm_up else ():
         call()
     for _ in range(repeats):
         for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            found[name].append(seconds(call, device))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def seconds(call: Callable[[], object], device: str = "cpu") -> float:
+    """Of one call; on a GPU between two events of its stream, so that what is queued is what is timed."""
+    if device == "cpu":
+        began = time.perf_counter()
+        call()
+        return time.perf_counter() - began
+    torch.cuda.synchronize()
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    call()
+    last.record()
+    torch.cuda.synchronize()
+    return 1e-3 * float(first.elapsed_time(last))
 
 
 def row(benchmark: str, case: str, value: float, unit: str, reference: str, ratio: float, target: float | None) -> dict:

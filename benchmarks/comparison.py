@@ -1,0 +1,238 @@
+"""The workloads A to E: everyone checked, then timed in turn, one case after another.
+
+A step is the difference of a run of some steps and a run of one, divided: what is compared is the step, not the start.
+Each takes as many steps as fit a fixed time; who would need much longer, judged by its smaller cases, is left out of a
+case, and the row says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+import mfsde
+
+from . import ceilings
+from .agreement import Disagreement, check
+from .competitors import Competitor, installed
+from .timing import interleaved, seconds
+from .workloads import Case, attraction
+
+FULL: dict[str, list[Case]] = {
+    "A": [
+        *(Case("A", 10**k) for k in (3, 4, 5, 6, 7)),
+        *(Case("A", 10**k, dtype="float64") for k in (5, 6)),
+        Case("A", 1000, replicas=64),
+    ],
+    "B": [Case("B", n) for n in (1000, 3000, 10_000, 30_000, 100_000)],
+    "C": [Case("C", n) for n in (1000, 10_000, 100_000)],
+    "D": [Case("D", n) for n in (1000, 10_000)],
+    "E": [Case("E", n) for n in (10_000, 100_000, 1_000_000)],
+}
+QUICK: dict[str, list[Case]] = {
+    "A": [Case("A", 100_000), Case("A", 1000, replicas=64)],
+    "B": [Case("B", 2000)],
+    "C": [Case("C", 1000)],
+    "D": [Case("D", 1000)],
+    "E": [Case("E", 100_000)],
+}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Seconds that one timed call should take; repeats; the longest step taken at all, and of mfsde."""
+
+    call: float
+    repeats: int
+    longest: float
+    longest_own: float
+    most_steps: int = 2000
+
+
+EFFORT = {False: Effort(0.15, 7, 0.6, 6.0), True: Effort(0.03, 3, 0.1, 0.2)}
+# Repeats of a step that takes long: a median of three.
+FEW = 3
+
+
+@dataclass
+class Comparison:
+    """One process's rows: a number of threads on a device."""
+
+    device: str
+    quick: bool
+    unit: dict[str, float]
+    competitors: list[Competitor]
+    missing: dict[str, str]
+    _seen: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
+    _verdicts: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+    @classmethod
+    def on(cls, device: str, quick: bool) -> Comparison:
+        found, missing = installed()
+        usable = [c for c in found if device in c.devices]
+        return cls(device, quick, ceilings.measured(device, quick), usable, missing)
+
+    def cases(self, workload: str) -> list[Case]:
+        return [replace(case, device=self.device) for case in (QUICK if self.quick else FULL)[workload]]
+
+    def compared(self, case: Case) -> Iterator[dict[str, Any]]:
+        effort = EFFORT[self.quick]
+        running, left_out = [], []
+        for competitor in self._able(case):
+            reason = self._verdict(competitor, case) or self._too_long(competitor, case, effort)
+            if reason:
+                left_out.append(self._row(case, competitor.name, note=reason))
+                continue
+            timed = Timed(competitor.name, competitor, competitor.prepare[case.workload](case))
+            try:
+                timed.calibrate(effort, case.device)
+            except Exception as problem:
+                left_out.append(self._row(case, competitor.name, note=failure(problem)))
+                continue
+            running.append(timed)
+        once = {t.name: t for t in running if t.step > effort.call}
+        often = {t.name: t for t in running if t.name not in once}
+        for group, repeats in ((often, effort.repeats), (once, min(FEW, effort.repeats))):
+            calls = {}
+            for name, timed in group.items():
+                calls[name] = partial(timed.run, timed.steps)
+                calls[name, "start"] = partial(timed.run, 1)
+            for (name, timed), step, start in _steps(calls, group, repeats, case.device):
+                timed.measured(step, start)
+                if step <= 0:
+                    left_out.append(self._row(case, name, note="not resolved: the start outweighs the steps"))
+                    continue
+                self._seen[case.workload, name] = (case.n, step)
+                yield self._row(case, name, timed=timed)
+        yield from left_out
+
+    def _able(self, case: Case) -> list[Competitor]:
+        return [c for c in self.competitors if case.workload in c.prepare and case.dtype in c.dtypes]
+
+    def _verdict(self, competitor: Competitor, case: Case) -> str:
+        """Why it is not timed, empty where it is."""
+        key = (case.workload, competitor.name, case.dtype)
+        if key not in self._verdicts:
+            try:
+                check(competitor, case.workload, case.dtype, case.device)
+                self._verdicts[key] = ""
+            except Disagreement as problem:
+                self._verdicts[key] = f"not timed, disagrees: {problem}"
+            except Exception as problem:
+                self._verdicts[key] = f"fails: {type(problem).__name__}: {problem!s:.200}"
+        return self._verdicts[key]
+
+    def _too_long(self, competitor: Competitor, case: Case, effort: Effort) -> str:
+        if (case.workload, competitor.name) not in self._seen:
+            return ""
+        n, step = self._seen[case.workload, competitor.name]
+        order = 2 if case.workload == "B" else 1
+        expected = step * (case.n * case.replicas / n) ** order
+        longest = effort.longest_own if competitor.name.startswith("mfsde") else effort.longest
+        # The approximate strategies are not of second order.
+        if case.workload == "B" and competitor.strategy is not None and not competitor.strategy.exact:
+            return ""
+        return f"left out, a step would take about {expected:.2g} s" if expected > longest else ""
+
+    def _row(self, case: Case, name: str, timed: Timed | None = None, note: str = "") -> dict[str, Any]:
+        what, least = ceilings.of_step(case, self.unit)
+        found: dict[str, Any] = {
+            "workload": case.workload,
+            "title": case.of.title,
+            "case": str(case),
+            "n": case.n,
+            "replicas": case.replicas,
+            "dtype": case.dtype,
+            "device": case.device,
+            "by": name,
+            "ceiling": what,
+            "ceiling_seconds": least,
+            "unit": case.of.unit,
+            "seconds": None,
+            "note": note,
+        }
+        if timed is None:
+            return found
+        found |= {
+            "seconds": timed.step,
+            "value": case.of.value(case, timed.step),
+            "fraction": least / timed.step,
+            "steps": timed.steps,
+            "start_seconds": timed.start,
+            "compile_seconds": timed.compiling,
+            "relative_error": _error(case, timed.competitor.strategy),
+        }
+        if case.device != "cpu" and name.startswith("mfsde"):
+            found["launches"] = launches(timed.run)
+        return found
+
+
+@dataclass
+class Timed:
+    """One competitor in one case."""
+
+    name: str
+    competitor: Competitor
+    run: Any
+    steps: int = 2
+    step: float = 0.0
+    start: float = 0.0
+    compiling: float | None = None
+
+    def calibrate(self, effort: Effort, device: str) -> None:
+        """How many steps; what the first calls took beyond later ones is compiling."""
+        first = seconds(partial(self.run, 1), device)
+        again = seconds(partial(self.run, 1), device)
+        more = seconds(partial(self.run, 5), device) if first < effort.call else None
+        if more is not None:
+            more = min(more, seconds(partial(self.run, 5), device))
+            self.step = max((more - again) / 4, 1e-7)
+        else:
+            # One step is long, or compiling was: a second look tells which.
+            self.step = max(again, 1e-7)
+        # A start that outweighs the steps would leave their difference to its own spread.
+        wanted = max(effort.call, min(again, 4 * effort.call))
+        self.steps = 1 + max(1, min(effort.most_steps, int(wanted / self.step)))
+        warm = seconds(partial(self.run, self.steps), device)
+        if self.name in ("JAX", "diffrax", "numba", "KeOps", "SiSyPHE") or "compiled" in self.name:
+            last = seconds(partial(self.run, self.steps), device)
+            self.compiling = max(first - again, 0.0) + max(warm - last, 0.0)
+
+    def measured(self, step: float, start: float) -> None:
+        self.step, self.start = step, start
+
+
+def failure(problem: Exception) -> str:
+    return f"fails: {type(problem).__name__}: {problem!s:.200}"
+
+
+def _steps(calls: dict[Any, Any], group: dict[str, Timed], repeats: int, device: str) -> Iterator[tuple]:
+    found = interleaved(calls, repeats, device, warm_up=False) if calls else {}
+    for name, timed in group.items():
+        start = found[name, "start"]
+        yield (name, timed), (found[name] - start) / (timed.steps - 1), start
+
+
+def _error(case: Case, strategy: Any) -> float | None:
+    """Relative root mean square of the error of the drift, on a sample of the particles."""
+    if strategy is None:
+        return None
+    energy = mfsde.interaction(attraction, strategy=strategy)
+    return float(energy.error(mfsde.EmpiricalMeasure(case.tensor())).max())
+
+
+def launches(run: Any, steps: int = 20) -> float:
+    """Kernels, copies and fills that the device is given per step."""
+    from torch.profiler import ProfilerActivity, profile
+
+    def count(steps: int) -> int:
+        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+            run(steps)
+            torch.cuda.synchronize()
+        return sum(1 for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA)
+
+    return (count(1 + steps) - count(1)) / steps
