@@ -77,7 +77,8 @@ class KeOps(Strategy):
             values = [_choice(same, 0 * v, v) for v in values]
         (weight,) = _components(pairs.weights.unsqueeze(-1), ATOMS)
         terms = values[0] if len(values) == 1 else values[0].concatenate(tuple(values), -1)
-        total = (weight * terms).sum(dim=terms.nbatchdims + 1)
+        # What several entries share is computed once.
+        total = (weight * terms).auto_factorize().sum(dim=terms.nbatchdims + 1)
         return total.reshape(replicas, m, *formula.shape)  # type: ignore[no-any-return]
 
 
