@@ -1,0 +1,538 @@
+"""Smooth kernels on a grid: spread the masses, multiply Fourier transforms, interpolate; d = 1, 2, line or torus.
+
+K(x - y) ≈ Σ_{a,b} φ_a(x) c(g_a - g_b) φ_b(y) with cardinal B-splines φ of even order p at nodes g_a = a·h, and c the
+kernel on differences of nodes after the filter P(ω)² in each component,
+
+    P(ω) = (1 + γ (2 sin ω/2)^p) / Σ_k φ(k) e^{-iωk},    γ = |B_p| / p!    (B_p: Bernoulli's number).
+
+1/Σ_k φ(k) e^{-iωk} alone interpolates; the factor makes P φ̂ = 1 + O(ω^{p+2}), so that what is left of an interpolation
+error is its alias, which averages to zero over the position within a cell. c is Toeplitz, circulant on a torus: FFTs
+with zero padding on lines and none on circles. Splines: Schoenberg 1946; the filters: Unser, Aldroubi & Eden, IEEE
+Trans. Signal Process. 41 (1993); particles, meshes and B-splines: Hockney & Eastwood 1981, Essmann et al. 1995.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ..torus import period_lengths, shortest
+from .kernel import Kernel, Pairs, Strategy
+
+# Padded nodes of one replica's grid: 2048 × 2048.
+MOST_NODES = 1 << 22
+
+# The spacing is found so that the measured error is this factor below the tolerance.
+MARGIN = 2.0
+
+# Spacings are searched for between 2^-20 and 2^20, in quarter octaves.
+OCTAVES = 20
+
+# Differences sampled in each octave of distances.
+SAMPLE = 64
+
+# Distances at which the error is looked at, in spacings.
+FAR = 1 << 12
+
+# Particles whose stencils are formed at once: they stay in the processor's cache.
+BLOCK = 1 << 12
+
+# Stencils of a cloud are kept between spreading and interpolation up to this many nodes (24 MiB).
+KEPT_NODES = 1 << 21
+
+# Transforms kept for one kernel: the box of a moving cloud changes among a few sizes.
+KEPT = 8
+
+
+@dataclass(frozen=True)
+class Grid(Strategy):
+    """Σ_j w_j K(x_i - y_j) for smooth K in d <= 2 by a grid and FFTs: O((N + M) p^d + G log G), G nodes.
+
+    The error contract. `tolerance` bounds the relative root mean square error of K̂(x, y) against K(x - y) over the
+    differences in every ball |z| <= ρ, ρ >= spacing, for all positions relative to the nodes. The spacing is the
+    largest (a power of 2^(1/4)) for which this holds with a margin of 2, measured once per kernel on fixed random
+    differences of all lengths from 2^-20 to 2^20: a function of kernel, parameters, dimension and period, never of the
+    particles, so that a resumed run finds the same. `Interaction.error` measures the error of a drift. A cloud
+    that has collapsed below the spacing loses relative accuracy; give a `spacing` then.
+
+    In the plane the box follows the particles at each step, with nodes at whole multiples of the spacing: its size
+    changes rounding only. On CUDA this reads the extent back to the host, and the order of additions, hence
+    the rounding, varies from call to call; on a CPU results depend neither on the number of threads nor on
+    the call. A term left out (`own`) is subtracted as the grid sees it, w_i K̂(x_i, x_i).
+
+    Derivatives in x, points, weights and K's parameters are those of the interpolated sums, C^(p-2) in x; they carry
+    an error of one order less, several times the tolerance. Vector kernels ∇W are interpolated as they are: the
+    error is smaller than that of the derivative of an interpolated W, and forces of odd kernels add up to zero.
+    Build the `Kernel` once: what is known of it is kept with the object, and K must not change afterwards.
+
+    Args:
+        tolerance: relative error, in [1e-10, 0.1].
+        order: p, the number of nodes per component that a particle touches: 4, 6 or 8; chosen from the tolerance if
+            None.
+        spacing: h, in the units of x, instead of the search. On a torus the next one that divides the period.
+
+    Raises:
+        ValueError: parameters out of range; in `sums`: d > 2, K(0) not finite, a kernel that does not act entry by
+            entry, is not smooth at the tolerance or has no length scale, particles too far apart for a grid.
+
+    """
+
+    tolerance: float = 1e-3
+    order: int | None = None
+    spacing: float | None = None
+
+    exact: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 1e-10 <= self.tolerance <= 0.1:
+            raise ValueError(f"Grid: tolerance = {self.tolerance!r} is not a relative error in [1e-10, 0.1].")
+        if self.order not in (None, 4, 6, 8):
+            raise ValueError(f"Grid: order = {self.order!r}; expected 4, 6, 8, or None to have it chosen.")
+        if self.spacing is not None and not (0 < self.spacing < math.inf):
+            raise ValueError(f"Grid: spacing = {self.spacing!r}; expected a positive length, or None to have it found.")
+
+    @property
+    def nodes(self) -> int:
+        """p: the order, or the one that suits the tolerance."""
+        if self.order is not None:
+            return self.order
+        return 4 if self.tolerance >= 3e-4 else 6 if self.tolerance >= 1e-5 else 8
+
+    def spacing_for(self, kernel: Kernel, like: Tensor, period: Any = None) -> float:
+        """The spacing h of this kernel for particles like these, (..., d) of a dtype and device.
+
+        Raises:
+            ValueError: see the class.
+
+        """
+        return _plan(self, kernel, like, tuple(period_lengths(period, like.shape[-1]))).spacing
+
+    def sums(self, kernel: Kernel, pairs: Pairs) -> Tensor:
+        """(R, M, *out)."""
+        x, points = pairs.x, pairs.points
+        if points.shape[-1] > 2:
+            raise ValueError(
+                f'Grid: d = {points.shape[-1]}, and a grid of nodes suits d <= 2. Use strategy="exact", or '
+                "random features (Fourier) for a positive definite kernel."
+            )
+        plan = _plan(self, kernel, points, tuple(period_lengths(pairs.period, points.shape[-1])))
+        box = plan.box([points] if _is_same(x, points) else [points, x])
+        if box is None:
+            return x.new_full((*x.shape[:2], *plan.out), math.nan)
+        transform = plan.transform(kernel, box, points)
+        stencils = _Stencils(points, box)
+        field = _field(_spread(stencils, pairs.weights, box), transform, box)
+        sums = _interpolate(stencils if _is_same(x, points) else _Stencils(x, box), field)
+        sums = sums.reshape(len(field), *x.shape[:2]).movedim(0, -1).reshape(*x.shape[:2], *plan.out)
+        if pairs.own is None:
+            return sums
+        own = pairs.weights[:, pairs.own]
+        return sums - own.reshape(own.shape + (1,) * len(plan.out)) * _at_itself(x, transform, box).reshape(sums.shape)
+
+
+# The grid -------------------------------------------------------------------------------------------------------------
+
+
+class _Box(NamedTuple):
+    """One replica's nodes, per component: h, number (padded on lines), first one, number of differences in use."""
+
+    spacing: tuple[float, ...]
+    sizes: tuple[int, ...]
+    first: tuple[int, ...]
+    used: tuple[int, ...]
+    is_periodic: tuple[bool, ...]
+    order: int
+
+
+@dataclass(eq=False)
+class _Plan:
+    """What is known of a kernel: its spacing, the shape of its values, transforms of its last boxes."""
+
+    strategy: Grid
+    spacing: float
+    lengths: tuple[float, ...]
+    out: tuple[int, ...]
+    transforms: dict[Any, Tensor]
+
+    def box(self, clouds: Sequence[Tensor]) -> _Box | None:
+        """That holds all points; None where they are not finite, so that sums are NaN like exact ones."""
+        order, guard = self.strategy.nodes, _guard(self.strategy.nodes, self.strategy.tolerance)
+        spacing, sizes, first, used = [], [], [], []
+        for i, length in enumerate(self.lengths):
+            if math.isfinite(length):
+                n = _smooth(math.ceil(length / self.spacing - 1e-9))
+                spacing.append(length / n)
+                sizes.append(n)
+                first.append(0)
+                used.append(n)
+                continue
+            ends = [[float(end) for end in torch.aminmax(z[..., i].detach())] for z in clouds]
+            low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                return None
+            # The device may round a quotient otherwise than the host: one more node on each side.
+            start = math.floor(low / self.spacing) - order // 2
+            n = math.floor(high / self.spacing) + order // 2 + 2 - start
+            spacing.append(self.spacing)
+            sizes.append(_smooth(2 * (n + guard)))
+            first.append(start)
+            used.append(n)
+        if math.prod(sizes) > MOST_NODES:
+            raise ValueError(
+                f"Grid: particles that need {' × '.join(map(str, sizes))} nodes at spacing {self.spacing:.3g}, padding "
+                f'included; at most {MOST_NODES} are taken. A few outliers may spread the box: use strategy="exact", '
+                "a larger tolerance or spacing, or a confinement that keeps particles together."
+            )
+        is_periodic = tuple(math.isfinite(length) for length in self.lengths)
+        return _Box(tuple(spacing), tuple(sizes), tuple(first), tuple(used), is_periodic, order)
+
+    def transform(self, kernel: Kernel, box: _Box, like: Tensor) -> Tensor:
+        """Fourier transform of c on the differences of nodes, (out, 1, ...)."""
+        found = self.transforms.pop(box.sizes, None)
+        if found is None:
+            found = _transform(kernel, box, self.lengths, like)
+        if not found.requires_grad:
+            self.transforms[box.sizes] = found
+            while len(self.transforms) > KEPT:
+                del self.transforms[next(iter(self.transforms))]
+        return found
+
+
+_PLANS: WeakKeyDictionary[Kernel, dict[Any, _Plan]] = WeakKeyDictionary()
+
+
+def _plan(strategy: Grid, kernel: Kernel, like: Tensor, lengths: tuple[float, ...]) -> _Plan:
+    plans = _PLANS.setdefault(kernel, {})
+    key = (strategy, lengths, like.dtype, like.device)
+    if key not in plans:
+        with torch.no_grad():
+            out = _checked(kernel, like, lengths)
+            spacing = strategy.spacing or _find_spacing(strategy, kernel, _precise(kernel, like), lengths)
+        plans[key] = _Plan(strategy, spacing, lengths, out, {})
+    return plans[key]
+
+
+def _transform(kernel: Kernel, box: _Box, lengths: Sequence[float], like: Tensor) -> Tensor:
+    axes = []
+    for i, (h, n) in enumerate(zip(box.spacing, box.sizes, strict=True)):
+        lag = torch.arange(n, dtype=torch.float64)
+        lag = torch.where(lag > n // 2, lag - n, lag)
+        axes.append(h * (lag if box.is_periodic[i] else _levelled(lag, box.used[i], n / 2)))
+    z = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).to(like)
+    values = kernel(shortest(z, lengths))
+    if not bool(torch.isfinite(values.detach()).all()):
+        raise ValueError(
+            f"Grid: {kernel.name} is not finite at some differences in the box of the particles (|z| <= "
+            f'{float(z.detach().norm(dim=-1).max()):.3g}). Write K so that it is finite there, or use strategy="exact".'
+        )
+    d = len(box.sizes)
+    found: Tensor = torch.fft.rfftn(values.reshape(*box.sizes, -1).movedim(-1, 0), dim=tuple(range(-d, 0)))
+    for i, n in enumerate(box.sizes):
+        filtered = _filter(box.order, n)[: found.shape[i + 1]].square().to(like)
+        found = found * filtered.reshape(-1, *(1,) * (d - 1 - i))
+    return found.unsqueeze(1)
+
+
+def _levelled(lag: Tensor, used: int, end: float) -> Tensor:
+    """Differences of nodes, twice differentiable and flat where the circle is cut, at `end`.
+
+    The lags beyond those in use only keep the cut away from them; a kernel must not grow there.
+    """
+    start = (used + end) / 2
+    s = ((lag.abs() - start) / (end - start)).clamp(0, 1)
+    return torch.where(s > 0, start + (end - start) * (s - s**3 + s**4 / 2), lag.abs()) * lag.sign()
+
+
+def _field(masses: Tensor, transform: Tensor, box: _Box) -> Tensor:
+    """Sums over nodes, c * masses.    (R, *nodes) -> (out, R·nodes)."""
+    dims = tuple(range(-len(box.sizes), 0))
+    product = torch.fft.rfftn(masses, dim=dims) * transform
+    field: Tensor = torch.fft.irfftn(product, s=box.sizes, dim=dims)
+    return field.flatten(1)
+
+
+def _smooth(n: int) -> int:
+    """The smallest 2^a 3^b 5^c >= n: lengths that FFTs are fast for."""
+    while True:
+        rest = n
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return n
+        n += 1
+
+
+# Particles and nodes --------------------------------------------------------------------------------------------------
+
+
+class _Stencils:
+    """The p^d nodes around each particle and their weights, (p^d, B) and (p^d, B), block by block of all replicas."""
+
+    def __init__(self, x: Tensor, box: _Box) -> None:
+        self.x = x.reshape(-1, x.shape[-1])
+        self.box = box
+        self.per_replica = x.shape[1]
+        self._keeps = len(self.x) * box.order ** len(box.sizes) <= KEPT_NODES
+        self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        for start in range(0, len(self.x), BLOCK):
+            rows = slice(start, start + BLOCK)
+            nodes, weights = self._blocks.get(start) or self._block(rows)
+            if self._keeps:
+                self._blocks[start] = nodes, weights
+            yield rows, nodes, weights
+
+    def _block(self, rows: slice) -> tuple[Tensor, Tensor]:
+        x, box = self.x[rows], self.box
+        nodes, weights = self._component(x, 0)
+        if len(box.sizes) == 2:
+            second, factors = self._component(x, 1)
+            nodes = (nodes.mul_(box.sizes[1]).unsqueeze(1) + second).flatten(0, 1)
+            weights = (weights.unsqueeze(1) * factors).flatten(0, 1)
+        if len(self.x) > self.per_replica:
+            replica = torch.arange(rows.start, rows.start + len(x), device=x.device) // self.per_replica
+            nodes += replica * math.prod(box.sizes)
+        return nodes, weights
+
+    def _component(self, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """(p, B), (p, B)."""
+        h, n, p = self.box.spacing[i], self.box.sizes[i], self.box.order
+        at = x[:, i] / h
+        offsets = torch.arange(1 - p // 2, 1 + p // 2, device=x.device).unsqueeze(1)
+        nodes = at.detach().floor().long() + (offsets - self.box.first[i])
+        if self.box.is_periodic[i]:
+            nodes = nodes.remainder_(n)
+        return nodes, _weights(at, p)
+
+
+def _weights(at: Tensor, p: int) -> Tensor:
+    """φ at the p nodes around positions in units of the spacing, by Horner's rule.    (p, B)."""
+    within = at - at.detach().floor()
+    c = _pieces(p).to(at)
+    weights = torch.addcmul(c[-2].unsqueeze(1), c[-1].unsqueeze(1), within)
+    for k in range(p - 3, -1, -1):
+        weights = torch.addcmul(c[k].unsqueeze(1), weights, within)
+    return weights
+
+
+def _spread(stencils: _Stencils, masses: Tensor, box: _Box) -> Tensor:
+    """Σ_j w_j φ_a(y_j).    (R, *nodes)."""
+    masses = masses.reshape(-1)
+    total = masses.new_zeros(len(masses) // stencils.per_replica * math.prod(box.sizes))
+    for rows, nodes, weights in stencils:
+        total = total.scatter_add_(0, nodes.flatten(), (weights * masses[rows]).flatten())
+    return total.reshape(-1, *box.sizes)
+
+
+def _interpolate(stencils: _Stencils, field: Tensor) -> Tensor:
+    """Σ_a φ_a(x_i) field_a.    (out, R·M)."""
+    parts = []
+    for _, nodes, weights in stencils:
+        values = field.index_select(1, nodes.flatten()).reshape(len(field), *nodes.shape)
+        parts.append((values * weights).sum(1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _at_itself(x: Tensor, transform: Tensor, box: _Box) -> Tensor:
+    """K̂(x_i, x_i) = Σ_k A_k(x_i) c_k with A_k = Σ_a φ_a φ_{a+k}, even in k.    (R·M, out)."""
+    d, p = len(box.sizes), box.order
+    c = torch.fft.irfftn(transform[:, 0], s=box.sizes, dim=tuple(range(-d, 0)))
+    for i in range(1, d + 1):
+        ahead = torch.arange(p, device=x.device)
+        twice = c.index_select(i, ahead) + c.index_select(i, -ahead % box.sizes[i - 1])
+        half = torch.where(ahead == 0, 0.5, 1.0).to(x)
+        c = twice * half.reshape(-1, *(1,) * (d - i))
+    parts = []
+    for points in x.reshape(-1, d).split(BLOCK):
+        overlaps = []
+        for i in range(d):
+            weights = _weights(points[:, i] / box.spacing[i], p)
+            overlaps.append(torch.stack([(weights[: p - k] * weights[k:]).sum(0) for k in range(p)]))
+        parts.append(torch.einsum("oa,an->no" if d == 1 else "oab,an,bn->no", c, *overlaps))
+    return torch.cat(parts)
+
+
+def _is_same(x: Tensor, points: Tensor) -> bool:
+    """One cloud: its stencils are formed once. An alias that is differentiated is another variable."""
+    if x is points:
+        return True
+    alike = x.data_ptr() == points.data_ptr() and x.shape == points.shape and x.stride() == points.stride()
+    return alike and not (x.requires_grad or points.requires_grad)
+
+
+# B-splines ------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _pieces(p: int) -> Tensor:
+    """Coefficients (power k, node a) of the weights of the nodes 1 - p/2, ..., p/2 at u in [0, 1)."""
+    # Row j: N_q(u + j) as a polynomial in u, from N_q(t) = (t N_{q-1}(t) + (q - t) N_{q-1}(t - 1)) / (q - 1).
+    rows = torch.ones(1, 1, dtype=torch.float64)
+    for q in range(2, p + 1):
+        new = torch.zeros(q, q, dtype=torch.float64)
+        for j in range(q - 1):
+            new[j, : q - 1] += j * rows[j]
+            new[j, 1:] += rows[j]
+            new[j + 1, : q - 1] += (q - 1 - j) * rows[j]
+            new[j + 1, 1:] -= rows[j]
+        rows = new / (q - 1)
+    return rows.flip(0).T.contiguous()
+
+
+@functools.lru_cache(maxsize=32)
+def _filter(p: int, n: int) -> Tensor:
+    """P(2πk/n), k = 0, ..., n - 1."""
+    angle = torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)
+    # At u = 0 the weights are φ at 1 - p/2, ..., p/2 with a zero at the end.
+    at_nodes = _pieces(p)[0]
+    sampled = sum(at_nodes[a] * torch.cos(angle * (a + 1 - p // 2)) for a in range(p))
+    bernoulli = {4: 1 / 30, 6: 1 / 42, 8: 1 / 30}[p]
+    return (1 + bernoulli / math.factorial(p) * (2 * torch.sin(angle / 2)) ** p) / sampled
+
+
+@functools.cache
+def _guard(p: int, tolerance: float) -> int:
+    """Nodes beyond which the filters carry less than tolerance/10 of where the periodic differences are cut."""
+    taps = torch.fft.irfft(_filter(p, 256)[:129].square(), 256).abs()
+    tail = taps[:128].flip(0).cumsum(0).flip(0)
+    return int((tail > tolerance / 10).sum())
+
+
+# The spacing ----------------------------------------------------------------------------------------------------------
+
+
+def _checked(kernel: Kernel, like: Tensor, lengths: Sequence[float]) -> tuple[int, ...]:
+    """The shape of K's values.    ValueError: K(0) is not finite, or K does not act entry by entry."""
+    at_zero = kernel(like.new_zeros(1, like.shape[-1]))
+    if not bool(torch.isfinite(at_zero).all()):
+        raise ValueError(
+            f"Grid: {kernel.name} is not finite at 0; a singular kernel has no values on a grid. Regularise it, "
+            '|z|² + ε² for |z|², or use strategy="exact" and include_self=False.'
+        )
+    z = shortest(_differences(like.shape[-1])[0].to(like), lengths)
+    whole = kernel(z)
+    if whole.shape[:2] != z.shape[:2]:
+        raise ValueError(
+            f"Grid: {kernel.name} returned shape {tuple(whole.shape)} for differences {tuple(z.shape)}; expected "
+            f"{tuple(z.shape[:-1])} followed by the shape of K(z)."
+        )
+    part = kernel(z[1:].flip(1)[:, ::3])
+    if not torch.allclose(part, whole[1:].flip(1)[:, ::3], rtol=1e-4, atol=1e-30, equal_nan=True):
+        raise ValueError(
+            f"Grid: {kernel.name} depends on which other differences it is given; a grid needs a translation "
+            "invariant kernel, K(z) of one difference at a time, (..., d) -> (..., *out). Write it as a drift."
+        )
+    return tuple(at_zero.shape[1:])
+
+
+def _precise(kernel: Kernel, like: Tensor) -> Tensor:
+    """The same in float64, where K takes it: rounding must not pass for roughness, nor change the spacing."""
+    precise = like.new_zeros(1, like.shape[-1], dtype=torch.float64)
+    try:
+        kernel(precise)
+    except RuntimeError:
+        # It multiplies by a matrix of the particles' dtype.
+        return like
+    return precise
+
+
+def _find_spacing(strategy: Grid, kernel: Kernel, like: Tensor, lengths: Sequence[float]) -> float:
+    """The last 2^(k/4), from fine to coarse, with an error below the tolerance and its margin."""
+    wanted = strategy.tolerance / MARGIN
+    period = min(lengths)
+    is_bounded = math.isfinite(period)
+    finest = -4 * OCTAVES if not is_bounded else math.ceil(4 * math.log2(period / math.sqrt(MOST_NODES)))
+    coarsest = 4 * OCTAVES if not is_bounded else math.floor(4 * math.log2(period / strategy.nodes))
+
+    @functools.cache
+    def error(k: int) -> float:
+        return _relative_error(strategy, kernel, like, lengths, 2 ** (k / 4))
+
+    # The finest may fail by rounding alone: values near 0 of 1 - exp(-|z|²), say.
+    first = next((k for k in range(finest, coarsest, 8) if error(k) <= wanted), None)
+    if first is None:
+        best = min(range(finest, coarsest, 8), key=error)
+        raise ValueError(
+            f"Grid: {kernel.name} is not smooth enough for a grid: the relative error is {error(best):.2g} at spacing "
+            f"{2 ** (best / 4):.3g}, the best one, and {wanted:.2g} was wanted. Regularise the kernel"
+            + (", make it periodic" if is_bounded else "")
+            + ', give a larger tolerance or a spacing, or use strategy="exact".'
+        )
+    low, high = first, next((k for k in range(first + 8, coarsest, 8) if error(k) > wanted), coarsest)
+    if high == coarsest and not is_bounded:
+        raise ValueError(
+            f"Grid: {kernel.name} has no length scale: like a polynomial of degree {strategy.nodes - 1} it is "
+            'interpolated at any spacing. Use strategy="exact", whose moments cost O(N), or give a spacing.'
+        )
+    low = max(low, high - 8)
+    if high == coarsest and error(high) <= wanted:
+        return float(2 ** (high / 4))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if error(middle) <= wanted else (low, middle)
+    return float(2 ** (low / 4))
+
+
+def _relative_error(strategy: Grid, kernel: Kernel, like: Tensor, lengths: Sequence[float], h: float) -> float:
+    """Largest root mean square error over balls |z| <= ρ, ρ >= h, relative to K's root mean square there.
+
+    To first order the error is the sum of those of interpolation in each component of x and of y, uncorrelated over
+    the positions of x and y within their cells.
+    """
+    z, within, radii = _differences(like.shape[-1])
+    kept = (radii >= h / 8) & (radii <= h * FAR)
+    z, within, radii = z[kept].to(like), within[kept], radii[kept]
+    d = z.shape[-1]
+    stencil, taps = _cardinal(strategy.nodes, _guard(strategy.nodes, strategy.tolerance), within)
+    taps = taps.to(like)
+    exact = kernel(shortest(z, lengths))
+    exact = exact.reshape(*z.shape[:2], -1)
+    squares = torch.zeros(len(z), dtype=torch.float64)
+    for i in range(d):
+        offsets = z.new_zeros((*within.shape, len(stencil), d))
+        offsets[..., i] = ((stencil - within.unsqueeze(-1)) * h).to(like)
+        values = kernel(shortest(z.unsqueeze(2) + offsets, lengths))
+        found = (values.reshape(*offsets.shape[:3], -1) * taps.unsqueeze(-1)).sum(2)
+        squares += 2 * (found - exact).double().square().sum(-1).mean(1).cpu()
+    size = exact.double().square().sum(-1).mean(1).cpu()
+    # Octaves of differences where K overflows are none that particles have.
+    usable = torch.isfinite(size)
+    volume = radii**d * usable
+    squares, size = (torch.where(usable, s, 0.0) * volume for s in (squares, size))
+    ratio = squares.cumsum(0) / size.cumsum(0).clamp(min=1e-300)
+    worst = torch.nan_to_num(ratio[radii >= h], nan=math.inf, posinf=math.inf)
+    return math.sqrt(float(worst.max())) if len(worst) else math.inf
+
+
+@functools.cache
+def _differences(d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Differences in octaves of |z|, positions within a cell, and the octaves' radii.    (A, S, d), (A, S), (A,)."""
+    generator = torch.Generator().manual_seed(0)
+    radii = 2.0 ** torch.arange(-OCTAVES, OCTAVES + 1, dtype=torch.float64)
+    shape = (len(radii), SAMPLE)
+    direction = torch.randn(*shape, d, generator=generator, dtype=torch.float64)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    inner = 0.5**d
+    level = (torch.arange(SAMPLE, dtype=torch.float64) + 0.5) / SAMPLE
+    length = (inner + (1 - inner) * level) ** (1 / d) * radii.unsqueeze(1)
+    within = torch.rand(*shape, generator=generator, dtype=torch.float64)
+    return direction * length.unsqueeze(-1), within, radii
+
+
+def _cardinal(p: int, guard: int, within: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes around a cell, (T,), and their weights in the interpolated value at positions u, (..., T)."""
+    impulse = torch.fft.irfft(_filter(p, 256)[:129], 256)
+    stencil = torch.arange(1 - p // 2 - guard, 1 + p // 2 + guard)
+    spline = sum(within.unsqueeze(-1) ** k * _pieces(p)[k] for k in range(p))
+    lags = torch.arange(1 - p // 2, 1 + p // 2).unsqueeze(1) - stencil
+    return stencil, spline @ impulse[lags]

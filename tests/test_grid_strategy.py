@@ -1,0 +1,417 @@
+"""Sums over pairs on a grid: splines and filters exactly, sums within the declared error, invariances, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.interpolate import BSpline
+from torch import Tensor
+
+from mfsde.pairwise import grid as grids
+from mfsde.pairwise.blocked import Blocked
+from mfsde.pairwise.grid import Grid
+from mfsde.pairwise.kernel import Kernel, Pairs
+
+FLOAT64 = torch.float64
+TURN = 2 * math.pi
+
+
+def gaussian(z: Tensor) -> Tensor:
+    return torch.exp(-z.square().sum(-1) / 2)
+
+
+def narrow(z: Tensor) -> Tensor:
+    return torch.exp(-50 * z.square().sum(-1))
+
+
+def well(z: Tensor) -> Tensor:
+    """Zero at 0."""
+    return 1 - torch.exp(-z.square().sum(-1) / 2)
+
+
+def morse(z: Tensor) -> Tensor:
+    """Regularised: of two lengths, with cancellation."""
+    r = (z.square().sum(-1) + 0.1).sqrt()
+    return torch.exp(-r) - 0.5 * torch.exp(-r / 2)
+
+
+def spring(z: Tensor) -> Tensor:
+    """It grows, and has a feature at 0."""
+    return z.square().sum(-1) / 2 + gaussian(z)
+
+
+def matrix(z: Tensor) -> Tensor:
+    """(..., d) -> (..., 2, d), neither even nor odd."""
+    return torch.stack([gaussian(z)[..., None] * (1 + z), z / (1 + z.square().sum(-1, keepdim=True))], -2)
+
+
+def kuramoto(z: Tensor) -> Tensor:
+    """Of period 2π in every component."""
+    return torch.cos(z).sum(-1) + 0.3 * torch.cos(2 * z).prod(-1)
+
+
+def absolute(z: Tensor) -> Tensor:
+    return z.abs().sum(-1)
+
+
+SMOOTH = {f.__name__: Kernel(f) for f in (gaussian, narrow, well, morse, spring, matrix)}
+SMOOTH |= {f"gradient of {name}": SMOOTH[name].slope for name in ("gaussian", "narrow", "morse", "spring")}
+every_kernel = pytest.mark.parametrize("kernel", SMOOTH.values(), ids=SMOOTH)
+FORCE = SMOOTH["gradient of gaussian"]
+
+
+def some_pairs(
+    n: int = 300,
+    *,
+    d: int = 2,
+    m: int | None = None,
+    spread: float = 1.0,
+    replicas: int = 1,
+    seed: int = 0,
+    period=None,
+) -> Pairs:
+    generator = torch.Generator().manual_seed(seed)
+    points = spread * torch.randn(replicas, n, d, generator=generator, dtype=FLOAT64)
+    x = points if m is None else spread * torch.randn(replicas, m, d, generator=generator, dtype=FLOAT64)
+    weights = torch.softmax(torch.randn(replicas, n, generator=generator, dtype=FLOAT64), -1)
+    return Pairs(x, points, weights, period)
+
+
+def moved(pairs: Pairs, by: Tensor) -> Pairs:
+    return Pairs(pairs.x + by, pairs.points + by, pairs.weights, pairs.period, pairs.own)
+
+
+def relative_error(strategy: Grid, kernel: Kernel, pairs: Pairs) -> float:
+    exact = Blocked().sums(kernel, pairs).detach()
+    return float((strategy.sums(kernel, pairs).detach() - exact).norm() / exact.norm())
+
+
+# Splines and filters --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [4, 6, 8])
+def test_weights_are_those_of_the_cardinal_spline(p):
+    u = torch.linspace(0, 1, 11, dtype=FLOAT64)[:-1]
+    weights = sum(u**k * grids._pieces(p)[k].unsqueeze(1) for k in range(p))
+    spline = BSpline.basis_element(torch.arange(p + 1).numpy() - p / 2, extrapolate=False)
+    for a in range(p):
+        expected = torch.tensor(spline(u.numpy() - (a + 1 - p // 2))).nan_to_num()
+        torch.testing.assert_close(weights[a], expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("p", [4, 6, 8])
+def test_the_filter_undoes_the_spline_to_two_orders_more_than_interpolation(p):
+    n = 64
+    k = torch.arange(1, 5, dtype=FLOAT64)
+    angle = TURN * k / n
+    transform = (torch.sin(angle / 2) / (angle / 2)) ** p
+    left = (grids._filter(p, n)[1:5] * transform - 1).abs()
+    assert bool((left <= (angle / 2) ** (p + 2)).all())
+
+
+@pytest.mark.parametrize("order", [4, 6, 8])
+@pytest.mark.parametrize("d", [1, 2])
+def test_polynomials_of_the_splines_degree_are_exact(order, d):
+    """To what is left of the cut of periodic differences, below tolerance/10 of its size."""
+    kernel = Kernel(lambda z: z[..., :1] ** (order - 1) - 2 * z.sum(-1, keepdim=True) ** 2 + 0.5)
+    assert relative_error(Grid(1e-10, order=order, spacing=0.7), kernel, some_pairs(50, d=d)) <= 1e-7
+
+
+@pytest.mark.parametrize("order", [4, 6, 8])
+def test_the_error_falls_with_the_order_of_the_spline(order):
+    """Errors of independent positions: the slope between spacings h and h/2 is p, up to h²."""
+    pairs = some_pairs(100)
+    coarse, fine = (relative_error(Grid(1e-9, order=order, spacing=h), FORCE, pairs) for h in (0.4, 0.2))
+    assert math.log2(coarse / fine) >= order - 0.5
+
+
+# The declared error ---------------------------------------------------------------------------------------------------
+
+
+def pair_error(strategy: Grid, kernel: Kernel, d: int, period=None) -> float:
+    """Root mean square over single pairs, relative to K's, in the balls of radius h, 4h, 16h, ...: the largest."""
+    like = torch.zeros(1, d, dtype=FLOAT64)
+    h = strategy.spacing_for(kernel, like, period)
+    generator = torch.Generator().manual_seed(5)
+    worst = 0.0
+    for radius in (h, 4 * h, 16 * h):
+        y = torch.rand(400, 1, d, generator=generator, dtype=FLOAT64)
+        z = torch.randn(400, 1, d, generator=generator, dtype=FLOAT64)
+        z = (
+            radius
+            * z
+            / z.norm(dim=-1, keepdim=True)
+            * torch.rand(400, 1, 1, generator=generator, dtype=FLOAT64) ** (1 / d)
+        )
+        worst = max(worst, relative_error(strategy, kernel, Pairs(y + z, y, torch.ones(400, 1, dtype=FLOAT64), period)))
+    return worst
+
+
+@pytest.mark.parametrize("d", [1, 2])
+@every_kernel
+def test_single_pairs_are_within_the_tolerance(kernel, d):
+    assert pair_error(Grid(1e-3), kernel, d) <= 1e-3
+
+
+@every_kernel
+def test_a_spacing_twice_the_one_found_is_not(kernel):
+    strategy = Grid(1e-3)
+    h = strategy.spacing_for(kernel, torch.zeros(1, 2, dtype=FLOAT64))
+    assert pair_error(Grid(1e-3, spacing=2.5 * h), kernel, 2) > 1e-3
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-5])
+@pytest.mark.parametrize("spread", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("d", [1, 2])
+def test_forces_are_within_the_tolerance(d, spread, tolerance):
+    for name in ("gradient of gaussian", "gradient of morse", "gradient of spring"):
+        assert relative_error(Grid(tolerance), SMOOTH[name], some_pairs(d=d, spread=spread)) <= tolerance
+
+
+@every_kernel
+def test_single_precision_meets_the_tolerance(kernel):
+    pairs = some_pairs(spread=2.0)
+    single = Pairs(pairs.x.float(), pairs.points.float(), pairs.weights.float())
+    found = Grid(1e-3).sums(kernel, single).detach()
+    exact = Blocked().sums(kernel, pairs).detach()
+    assert found.dtype == torch.float32
+    assert float((found - exact).norm() / exact.norm()) <= 1e-3
+
+
+def stripes(z: Tensor) -> Tensor:
+    """Of period 2π in the first component."""
+    return torch.exp(torch.cos(z[..., 0]) - z[..., 1].square() / 8)
+
+
+@pytest.mark.parametrize(
+    ("function", "period"),
+    [(kuramoto, TURN), (kuramoto, (2 * TURN, TURN)), (stripes, (TURN, None)), (gaussian, (50.0, 20.0))],
+)
+def test_tori_and_cylinders_are_within_the_tolerance(function, period):
+    for kernel in (Kernel(function), Kernel(function).slope):
+        assert relative_error(Grid(1e-3), kernel, some_pairs(spread=3.0, period=period)) <= 1e-3
+
+
+def test_a_kink_at_half_a_period_costs_spacing_and_is_refused_where_the_tolerance_is_not_met():
+    kernel = Kernel(narrow).slope
+    pairs = some_pairs(period=4.0)
+    assert relative_error(Grid(1e-2), kernel, pairs) <= 1e-2
+    with pytest.raises(ValueError, match=r"not smooth enough for a grid.*make it periodic"):
+        Grid(1e-4).sums(Kernel(lambda z: z), pairs)
+
+
+def test_two_clusters_at_the_ends_of_the_box_see_each_other():
+    """Of the box's longest differences none is spoilt by where periodic ones are cut."""
+    generator = torch.Generator().manual_seed(2)
+    y = torch.randn(1, 40, 2, generator=generator, dtype=FLOAT64)
+    x = y + torch.tensor([25.0, -13.0], dtype=FLOAT64)
+    pairs = Pairs(x, y, torch.full((1, 40), 1 / 40, dtype=FLOAT64))
+    for name in ("spring", "gradient of spring", "matrix"):
+        assert relative_error(Grid(1e-3), SMOOTH[name], pairs) <= 1e-4
+
+
+# Shapes, own terms, invariances ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1, 2])
+@every_kernel
+def test_points_elsewhere_and_several_replicas(kernel, d):
+    pairs = some_pairs(60, d=d, m=17, replicas=3)
+    found = Grid(1e-4).sums(kernel, pairs)
+    exact = Blocked().sums(kernel, pairs)
+    assert found.shape == exact.shape
+    assert relative_error(Grid(1e-4), kernel, pairs) <= 1e-4
+
+
+def test_each_replica_is_as_if_alone():
+    pairs = some_pairs(80, replicas=4)
+    together = Grid().sums(FORCE, pairs)
+    for r in range(4):
+        alone = Grid().sums(FORCE, Pairs(pairs.x[r : r + 1], pairs.points[r : r + 1], pairs.weights[r : r + 1]))
+        torch.testing.assert_close(together[r : r + 1], alone, rtol=0, atol=1e-14)
+
+
+@every_kernel
+def test_own_terms_are_left_out(kernel):
+    pairs = some_pairs(40, replicas=2)
+    own = torch.arange(40).flip(0)
+    pairs = Pairs(pairs.points[:, own], pairs.points, pairs.weights, own=own)
+    assert relative_error(Grid(1e-3), kernel, pairs) <= 1e-3
+
+
+def test_many_blocks_of_particles_give_the_same_sums(monkeypatch):
+    pairs = some_pairs(100, replicas=2)
+    whole = Grid().sums(FORCE, pairs)
+    monkeypatch.setattr(grids, "BLOCK", 7)
+    torch.testing.assert_close(Grid().sums(FORCE, pairs), whole, rtol=0, atol=1e-15)
+    monkeypatch.setattr(grids, "KEPT_NODES", 0)
+    torch.testing.assert_close(Grid().sums(FORCE, pairs), whole, rtol=0, atol=1e-15)
+
+
+def test_relabelling_particles_relabels_their_sums():
+    pairs, order = some_pairs(200), torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    found = Grid().sums(FORCE, Pairs(pairs.x[:, order], pairs.points[:, order], pairs.weights[:, order]))
+    torch.testing.assert_close(found, Grid().sums(FORCE, pairs)[:, order], rtol=0, atol=1e-15)
+
+
+def test_translations_change_nothing_beyond_the_tolerance_and_whole_spacings_nothing():
+    pairs, strategy = some_pairs(200), Grid(1e-3, spacing=0.25)
+    here = strategy.sums(FORCE, pairs).detach()
+    there = strategy.sums(FORCE, moved(pairs, torch.tensor([-1.75, 1000.0], dtype=FLOAT64)))
+    torch.testing.assert_close(there.detach(), here, rtol=0, atol=1e-12)
+    off = strategy.sums(FORCE, moved(pairs, torch.tensor([0.1, -7.32], dtype=FLOAT64)))
+    assert 1e-9 < float((off.detach() - here).norm() / here.norm()) <= 1e-3
+
+
+def test_the_box_changes_rounding_only():
+    pairs = some_pairs(100)
+    far = torch.tensor([[[20.0, -9.0]]], dtype=FLOAT64)
+    wide = Pairs(
+        pairs.x, torch.cat([pairs.points, far], 1), torch.cat([pairs.weights, pairs.weights.new_zeros(1, 1)], 1)
+    )
+    torch.testing.assert_close(Grid().sums(FORCE, wide), Grid().sums(FORCE, pairs), rtol=0, atol=1e-9)
+
+
+def test_turns_of_a_torus_change_rounding_only():
+    kernel = Kernel(kuramoto).slope
+    pairs = some_pairs(100, period=TURN)
+    turned = moved(pairs, TURN * torch.tensor([3.0, -2.0], dtype=FLOAT64))
+    torch.testing.assert_close(Grid().sums(kernel, turned), Grid().sums(kernel, pairs), rtol=0, atol=1e-12)
+
+
+def test_forces_of_an_odd_kernel_add_up_to_zero():
+    pairs = some_pairs(300, spread=3.0)
+    forces = Grid(1e-2).sums(FORCE, pairs)
+    torch.testing.assert_close((pairs.weights.unsqueeze(-1) * forces).sum(1), torch.zeros(1, 2, dtype=FLOAT64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT64])
+def test_neither_threads_nor_calls_change_a_bit(dtype):
+    pairs = some_pairs(10000)
+    pairs = Pairs(pairs.x.to(dtype), pairs.points.to(dtype), pairs.weights.to(dtype))
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            found.append(Grid().sums(FORCE, pairs).detach())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[1], found[2])
+
+
+def test_a_resumed_run_finds_the_same_spacing_whatever_state_it_meets():
+    late, early = some_pairs(50, spread=9.0), some_pairs(50, seed=3)
+    interrupted, whole = Kernel(morse).slope, Kernel(morse).slope
+    Grid().sums(whole, early)
+    assert torch.equal(Grid().sums(whole, late), Grid().sums(interrupted, late))
+    single = torch.zeros(1, 2)
+    assert Grid().spacing_for(whole, late.x) == Grid().spacing_for(Kernel(morse).slope, single)
+
+
+def test_spacings_scale_with_the_kernel():
+    like = torch.zeros(1, 2, dtype=FLOAT64)
+    wide = Grid().spacing_for(Kernel(lambda z: gaussian(z / 4)).slope, like)
+    assert wide == 4 * Grid().spacing_for(FORCE, like)
+    assert Grid(1e-5, order=4).spacing_for(FORCE, like) < Grid(1e-5).spacing_for(FORCE, like)
+
+
+# Derivatives ----------------------------------------------------------------------------------------------------------
+
+
+def test_sums_are_differentiable_in_points_weights_and_parameters():
+    pairs = some_pairs(6, d=2, m=3)
+    scale = torch.tensor(1.3, dtype=FLOAT64, requires_grad=True)
+    strategy = Grid(1e-2, spacing=0.5)
+
+    def sums(x: Tensor, points: Tensor, weights: Tensor, scale: Tensor) -> Tensor:
+        kernel = Kernel(lambda z: torch.exp(-z.square().sum(-1) / (2 * scale**2)))
+        return strategy.sums(kernel, Pairs(x, points, weights))
+
+    inputs = [z.clone().requires_grad_() for z in (pairs.x, pairs.points, pairs.weights)]
+    assert torch.autograd.gradcheck(sums, [*inputs, scale])
+    assert torch.autograd.gradgradcheck(sums, [*inputs, scale])
+
+
+def test_the_slope_of_an_interpolated_kernel_is_the_kernels_slope_to_one_order_less():
+    pairs = some_pairs(300)
+    x = pairs.x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(
+        Grid(1e-3).sums(SMOOTH["gaussian"], Pairs(x, pairs.points, pairs.weights)).sum(), [x]
+    )
+    exact = Blocked().sums(FORCE, pairs).detach()
+    assert float((slope - exact).norm() / exact.norm()) <= 1e-2
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"tolerance": 0.0}, "tolerance = 0.0"),
+        ({"tolerance": 0.5}, "tolerance = 0.5"),
+        ({"tolerance": math.nan}, "tolerance = nan"),
+        ({"order": 5}, "order = 5; expected 4, 6, 8"),
+        ({"spacing": 0.0}, "spacing = 0.0; expected a positive length"),
+        ({"spacing": math.inf}, "spacing = inf"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        Grid(**parameters)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda z: 1 / z.norm(dim=-1), "not finite at 0; a singular kernel"),
+        (absolute, "not smooth enough for a grid: the relative error is .* Regularise"),
+        (lambda z: z.square().sum(-1) ** 0.6, "not smooth enough"),
+        (lambda z: torch.where(z[..., 0] > 0, 1.0, 0.0), "not smooth enough"),
+        (lambda z: z, "no length scale.*moments"),
+        (lambda z: z.square().sum(-1), "no length scale"),
+        (lambda z: gaussian(z - z.mean(dim=-2, keepdim=True)), "depends on which other differences"),
+        (lambda z: gaussian(z) * torch.arange(z.shape[-2]), "depends on which other differences"),
+        (lambda z: gaussian(z).sum(0), "returned shape"),
+    ],
+)
+def test_kernels_that_a_grid_would_be_wrong_for_are_refused(function, message):
+    with pytest.raises(ValueError, match=message):
+        Grid().sums(Kernel(function), some_pairs(20))
+
+
+def test_three_dimensions_are_refused():
+    with pytest.raises(ValueError, match=r"d = 3, and a grid of nodes suits d <= 2"):
+        Grid().sums(Kernel(gaussian), some_pairs(20, d=3))
+
+
+def test_outliers_that_need_too_large_a_grid_are_refused():
+    pairs = some_pairs(20)
+    pairs.points[0, 3] = 1e4
+    with pytest.raises(ValueError, match="A few outliers may spread the box"):
+        Grid().sums(FORCE, pairs)
+
+
+def test_a_kernel_that_overflows_within_the_box_is_refused():
+    kernel = Kernel(lambda z: torch.where(z.norm(dim=-1) < 30, gaussian(z), math.nan))
+    assert relative_error(Grid(), kernel, some_pairs(20)) <= 1e-3
+    with pytest.raises(ValueError, match="not finite at some differences in the box"):
+        Grid().sums(kernel, some_pairs(20, spread=6.0))
+
+
+def test_sums_of_a_cloud_that_has_blown_up_are_nan():
+    pairs = some_pairs(20)
+    pairs.points[0, 3, 1] = math.inf
+    assert bool(Grid().sums(FORCE, pairs).isnan().all())
+
+
+def test_a_kernel_with_a_matrix_of_the_particles_dtype_is_measured_in_that_dtype():
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    kernel = Kernel(lambda z: (z * gaussian(z)[..., None]) @ turn)
+    pairs = some_pairs(100)
+    single = Pairs(pairs.x.float(), pairs.points.float(), pairs.weights.float())
+    assert relative_error(Grid(), kernel, single) <= 1e-3
