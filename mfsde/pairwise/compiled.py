@@ -197,9 +197,8 @@ def check(found: Trace, form: Form, function: Any) -> None:
     z = torch.randn(1, n, found.dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     lengths = [1.0 if math.isinf(p) else p / 2 for p in form.period]
     points = (z * z.new_tensor(lengths)).to(form.dtype)
-    weights = (
-        torch.linspace(0.5, 1.5, n, dtype=form.dtype)[None] if form.weighted else points.new_ones(1, 1).expand(1, n)
-    )
+    weights = torch.linspace(0.5, 1.5, n, dtype=form.dtype)[None]
+    weights = weights if form.weighted else weights[:, :1].expand(1, n)
     own = torch.arange(m) * 150 if form.own else None
     pairs = Pairs(points[:, torch.arange(m) * 150], points, weights, form.period, own)
     double = Pairs(pairs.x.double(), points.double(), weights.double(), form.period, own)
@@ -208,7 +207,7 @@ def check(found: Trace, form: Form, function: Any) -> None:
     wide, narrow = Blocked().sums(Kernel(found), double), Blocked().sums(Kernel(found), pairs).double()
     # What rounding of the kernel's own arithmetic does to the sum, and no less than that of the sum.
     size = Blocked().sums(absolute, double).amax(1, keepdim=True)
-    tolerance = 16 * (narrow - wide).abs().amax(1, keepdim=True) + 64 * torch.finfo(form.dtype).eps * size
+    tolerance = 8 * (narrow - wide).abs().amax(1, keepdim=True) + 16 * torch.finfo(form.dtype).eps * size
     if not bool((((ours - wide).abs() <= tolerance) | ~wide.isfinite() | ~narrow.isfinite()).all()):
         raise NoCompilerError(
             f"the compiled sums differ from the kernel's by {float((ours - wide).abs().max()):.3g}, where rounding "

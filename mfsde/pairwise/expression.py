@@ -6,6 +6,7 @@ identities of real arithmetic that keep infinities and NaN; rounding may change 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from weakref import WeakValueDictionary
 UNARY: dict[str, Callable[[float], float]] = {
     "neg": operator.neg,
     "abs": abs,
-    "sign": lambda x: x if math.isnan(x) else float((x > 0) - (x < 0)),
+    "sign": lambda x: float((x > 0) - (x < 0)),
     "floor": lambda x: float(math.floor(x)),
     "ceil": lambda x: float(math.ceil(x)),
     "round": lambda x: float(round(x)),
@@ -63,13 +64,13 @@ LOGICAL = ("and", "or", "not")
 class Expression:
     """What is done (`op`) to which expressions (`args`); `value` of a constant, `index` k of a component z_k."""
 
-    __slots__ = ("__weakref__", "args", "index", "op", "order", "value")
+    __slots__ = ("__weakref__", "args", "index", "op", "place", "value")
 
     op: str
     args: tuple[Expression, ...]
     value: float
     index: int
-    order: int
+    place: tuple[bool, int, bytes]
 
     @property
     def is_constant(self) -> bool:
@@ -102,19 +103,27 @@ class Expression:
 
 
 _nodes: WeakValueDictionary[tuple[Any, ...], Expression] = WeakValueDictionary()
-_created = 0
 
 
 def _node(op: str, *args: Expression, value: float = math.nan, index: int = -1) -> Expression:
-    global _created
     key = (op, args, value.hex(), index)
     found = _nodes.get(key)
     if found is None:
         found = Expression()
-        found.op, found.args, found.value, found.index, found.order = op, args, value, index, _created
-        _created += 1
+        found.op, found.args, found.value, found.index = op, args, value, index
+        found.place = _place(op, args, value, index)
         _nodes[key] = found
     return found
+
+
+def _place(op: str, args: tuple[Expression, ...], value: float, index: int) -> tuple[bool, int, bytes]:
+    """Where a node stands among the arguments of a sum or product: a function of what it says, in every process.
+
+    Constants are first, then what is simple. The order decides how products and sums are fused, so it decides bits.
+    """
+    depth = 1 + max((a.place[1] for a in args), default=0)
+    said = b"".join([op.encode(), value.hex().encode(), str(index).encode(), *(a.place[2] for a in args)])
+    return op != "constant", depth, hashlib.blake2b(said, digest_size=8).digest()
 
 
 def constant(value: float) -> Expression:
@@ -346,8 +355,8 @@ def arc_tangent(a: Expression, b: Expression) -> Expression:
 
 
 def _ordered(a: Expression, b: Expression) -> tuple[Expression, Expression]:
-    """Constants first, then by age: a + b and b + a are one expression."""
-    return (a, b) if (not a.is_constant, a.order) <= (not b.is_constant, b.order) else (b, a)
+    """By their places: a + b and b + a are one expression."""
+    return (a, b) if a.place <= b.place else (b, a)
 
 
 def in_order(expressions: Iterable[Expression]) -> Iterator[Expression]:

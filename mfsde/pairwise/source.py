@@ -215,8 +215,8 @@ class _Writer:
             elif node in self.folded or node in self.negated:
                 names[node] = ""
             else:
-                names[node] = f"t{node.order}"
-                yield f"    const real t{node.order} = {self._formula(node, names)};"
+                names[node] = f"t{len(names)}"
+                yield f"    const real {names[node]} = {self._formula(node, names)};"
         for k, output in enumerate(self.outputs):
             yield f"    {self._accumulation(f's{i}_{k}', i, output, names)}"
         yield "}"
@@ -252,7 +252,7 @@ class _Writer:
             return f"-{args[0]}"
         if node.op == "sign":
             a = args[0]
-            return f"{a} > 0 ? (real)1 : {a} < 0 ? (real)-1 : {a}"
+            return f"{a} > 0 ? (real)1 : {a} < 0 ? (real)-1 : (real)0"
         if node.op == "where":
             return f"{args[0]} ? {args[1]} : {args[2]}"
         if node.op in ("max", "min"):
