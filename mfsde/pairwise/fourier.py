@@ -161,17 +161,17 @@ _SOUND: WeakKeyDictionary[Kernel, set[Any]] = WeakKeyDictionary()
 def _check(strategy: Fourier, kernel: Kernel, pairs: Pairs) -> None:
     """Once for a kernel."""
     lengths = tuple(period_lengths(pairs.period, pairs.x.shape[-1]))
-    key = (strategy, lengths, pairs.x.dtype, pairs.x.device)
+    key = (strategy.spectrum, lengths, pairs.x.dtype, pairs.x.device)
     if key not in _SOUND.get(kernel, ()):
         with torch.no_grad():
-            _check_kernel(strategy, kernel, pairs.x)
-        _check_torus(strategy, lengths)
+            _check_kernel(strategy.spectrum, kernel, pairs.x)
+        _check_torus(strategy.spectrum, lengths)
         _SOUND.setdefault(kernel, set()).add(key)
 
 
-def _check_kernel(strategy: Fourier, kernel: Kernel, like: Tensor) -> None:
+def _check_kernel(spectrum: Spectrum, kernel: Kernel, like: Tensor) -> None:
     scalar, d = kernel.potential or kernel, like.shape[-1]
-    dim = strategy.features().shape[-1]
+    dim = _probe(spectrum).shape[-1]
     if dim != d:
         raise ValueError(f"Fourier: the spectrum has frequencies in dimension {dim} and particles live in {d}.")
     at_zero = scalar(like.new_zeros(1, d))
@@ -187,7 +187,7 @@ def _check_kernel(strategy: Fourier, kernel: Kernel, like: Tensor) -> None:
             f"Fourier: {scalar.name} is {size} at 0, and features give W(0) E cos(ω·z), |W| <= |W(0)| < ∞. Subtract a "
             'constant from W, regularise it, or use strategy="exact".'
         )
-    z, expected, error = _expected(strategy.spectrum)
+    z, expected, error = _expected(spectrum)
     deviation = (scalar(z.to(like)).double().cpu() - size * expected).abs() / abs(size)
     excess = deviation - 5 * error - 1e-3
     worst = int(torch.nan_to_num(excess, nan=math.inf).argmax())
@@ -200,27 +200,33 @@ def _check_kernel(strategy: Fourier, kernel: Kernel, like: Tensor) -> None:
         )
 
 
+@functools.lru_cache(maxsize=4)
+def _probe(spectrum: Spectrum) -> Tensor:
+    """Frequencies for checks, (SCRAMBLES, FREQUENCIES, d)."""
+    return torch.stack([_frequencies(spectrum, FREQUENCIES, seed, "sobol") for seed in range(SCRAMBLES)])
+
+
 @functools.lru_cache(maxsize=64)
 def _expected(spectrum: Spectrum) -> tuple[Tensor, Tensor, Tensor]:
     """Differences of the spectrum's own scale, E cos(ω·z) there and its standard error, (64, d), (64,), (64,)."""
-    scrambles = [_frequencies(spectrum, FREQUENCIES, seed, "sobol") for seed in range(SCRAMBLES)]
+    omega = _probe(spectrum)
     # A law of frequencies may have no moments.
-    scale = 1 / float(torch.cat(scrambles).norm(dim=-1).median().clamp(min=1e-30))
+    scale = 1 / float(omega.norm(dim=-1).median().clamp(min=1e-30))
     generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(64, scrambles[0].shape[-1], generator=generator, dtype=torch.float64)
+    direction = torch.randn(64, omega.shape[-1], generator=generator, dtype=torch.float64)
     direction = direction / direction.norm(dim=-1, keepdim=True)
     z = direction * (scale * 2.0 ** torch.linspace(-3, 3, 64, dtype=torch.float64)).unsqueeze(-1)
-    means = torch.stack([torch.cos(z @ omega.T).mean(1) for omega in scrambles])
+    means = torch.cos(omega @ z.T).mean(1)
     return z, means.mean(0), means.std(0) / SCRAMBLES**0.5
 
 
-def _check_torus(strategy: Fourier, lengths: tuple[float, ...]) -> None:
+def _check_torus(spectrum: Spectrum, lengths: tuple[float, ...]) -> None:
     """Frequencies of periodic components are whole multiples of 2π/p."""
-    omega = strategy.features()
+    omega = _probe(spectrum)
     for i, length in enumerate(lengths):
         if not math.isfinite(length):
             continue
-        turns = omega[:, i] * (length / (2 * math.pi))
+        turns = omega[..., i] * (length / (2 * math.pi))
         if float((turns - turns.round()).abs().max()) > 1e-6:
             raise ValueError(
                 f"Fourier: component {i} has period {length:.6g}, and cos(ω·z) has it only where ω is a whole multiple "
