@@ -27,18 +27,32 @@ COPIED, CACHED, DRAWN, NEAR = 1 << 27, 1 << 17, 1 << 16, 1 << 12
 MATRIX = 1024
 AGAIN = 20
 
-# What the C compiler makes of a loop over exp: its vector library's, without a library call for each block.
+# exp as 2^k 2^f with Taylor's polynomial of 2^f, |f| <= 1/2, to 1.2e-7: no special cases, nothing but arithmetic.
 EXP = """
-#include <math.h>
-void exponentials(const float *x, float *y, int n, int times)
+#include <string.h>
+void exponentials(const float *restrict x, float *restrict y, int n, int times)
 {
-    for (int k = 0; k < times; k++) {
-        for (int i = 0; i < n; i++) y[i] = expf(x[i]);
+    for (int again = 0; again < times; again++) {
+        for (int i = 0; i < n; i++) {
+            float t = x[i] * 1.44269504f, shifted = t + 12582912.0f, f = t - (shifted - 12582912.0f);
+            float p = 1.54035304e-4f;
+            p = p * f + 1.33335581e-3f;
+            p = p * f + 9.61812911e-3f;
+            p = p * f + 5.55041087e-2f;
+            p = p * f + 2.40226507e-1f;
+            p = p * f + 6.93147181e-1f;
+            p = p * f + 1.0f;
+            unsigned k, bits;
+            memcpy(&k, &shifted, 4);
+            memcpy(&bits, &p, 4);
+            bits += k << 23;
+            memcpy(&y[i], &bits, 4);
+        }
         __asm__ volatile("" : : "r"(y) : "memory");
     }
 }
 """
-FLAGS = ("-Ofast", "-march=native", "-mprefer-vector-width=512", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
 
 def measured(device: str, quick: bool = False) -> dict[str, float]:
@@ -93,12 +107,10 @@ def compiled_exp(quick: bool) -> float | None:
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        source, made, library = (str(Path(folder) / name) for name in ("exp.c", "exp.o", "exp.so"))
+        source, library = (str(Path(folder) / name) for name in ("exp.c", "exp.so"))
         Path(source).write_text(EXP)
-        # Linked apart: a library that is linked with -Ofast turns small numbers of the whole process into zeros.
-        for command in ((*FLAGS, "-c", source, "-o", made), ("-shared", made, "-o", library, "-lmvec", "-lm")):
-            if subprocess.run([compiler, *command], capture_output=True).returncode:
-                return None
+        if subprocess.run([compiler, *FLAGS, source, "-o", library], capture_output=True).returncode:
+            return None
         function = ctypes.CDLL(library).exponentials
     x, y = torch.rand(NEAR).neg_(), torch.empty(NEAR)
     times = 50

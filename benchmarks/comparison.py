@@ -17,7 +17,7 @@ import torch
 import mfsde
 
 from . import ceilings
-from .agreement import Disagreement, check
+from .agreement import SMALL, Disagreement, check
 from .competitors import Competitor, installed
 from .timing import interleaved, seconds
 from .workloads import Case, attraction
@@ -33,6 +33,14 @@ FULL: dict[str, list[Case]] = {
     "D": [Case("D", n) for n in (1000, 10_000)],
     "E": [Case("E", n) for n in (10_000, 100_000, 1_000_000)],
 }
+# Where the question is what another core gives.
+SCALING: dict[str, list[Case]] = {
+    "A": [*(Case("A", 10**k) for k in (5, 6, 7)), Case("A", 10**6, dtype="float64")],
+    "B": [Case("B", 10_000)],
+    "C": [Case("C", 10_000)],
+    "D": [Case("D", 1000)],
+    "E": [Case("E", 1_000_000)],
+}
 QUICK: dict[str, list[Case]] = {
     "A": [Case("A", 100_000), Case("A", 1000, replicas=64)],
     "B": [Case("B", 2000)],
@@ -44,7 +52,7 @@ QUICK: dict[str, list[Case]] = {
 
 @dataclass(frozen=True)
 class Effort:
-    """Seconds that one timed call should take; repeats; the longest step taken at all, and of mfsde."""
+    """Seconds that one timed call should take; repeats; the longest step taken at all, and of our exact sums."""
 
     call: float
     repeats: int
@@ -53,7 +61,8 @@ class Effort:
     most_steps: int = 2000
 
 
-EFFORT = {False: Effort(0.15, 7, 0.6, 6.0), True: Effort(0.03, 3, 0.1, 0.2)}
+EFFORT = {False: Effort(0.12, 5, 1.5, 6.0), True: Effort(0.03, 3, 0.1, 0.1)}
+COMPILED = ("JAX", "diffrax", "numba", "KeOps", "SiSyPHE", "mfsde compiled", "mfsde, compiled", "mfsde keops")
 # Repeats of a step that takes long: a median of three.
 FEW = 3
 
@@ -69,6 +78,7 @@ class Comparison:
     missing: dict[str, str]
     _seen: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
     _verdicts: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    _compiling: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @classmethod
     def on(cls, device: str, quick: bool) -> Comparison:
@@ -77,7 +87,9 @@ class Comparison:
         return cls(device, quick, ceilings.measured(device, quick), usable, missing)
 
     def cases(self, workload: str) -> list[Case]:
-        return [replace(case, device=self.device) for case in (QUICK if self.quick else FULL)[workload]]
+        several = torch.get_num_threads() > 1 and self.device == "cpu"
+        cases = QUICK if self.quick else SCALING if several else FULL
+        return [replace(case, device=self.device) for case in cases[workload]]
 
     def compared(self, case: Case) -> Iterator[dict[str, Any]]:
         effort = EFFORT[self.quick]
@@ -118,6 +130,7 @@ class Comparison:
         key = (case.workload, competitor.name, case.dtype)
         if key not in self._verdicts:
             try:
+                self._compiling.setdefault(key[:2], first_call(competitor, case))
                 check(competitor, case.workload, case.dtype, case.device)
                 self._verdicts[key] = ""
             except Disagreement as problem:
@@ -126,13 +139,19 @@ class Comparison:
                 self._verdicts[key] = f"fails: {type(problem).__name__}: {problem!s:.200}"
         return self._verdicts[key]
 
+    def _compile(self, workload: str, timed: Timed) -> float | None:
+        """What this case, or the first one of the workload, took beyond its steps."""
+        if timed.name not in COMPILED:
+            return None
+        return max(timed.compiling, self._compiling[workload, timed.name])
+
     def _too_long(self, competitor: Competitor, case: Case, effort: Effort) -> str:
         if (case.workload, competitor.name) not in self._seen:
             return ""
         n, step = self._seen[case.workload, competitor.name]
         order = 2 if case.workload == "B" else 1
         expected = step * (case.n * case.replicas / n) ** order
-        longest = effort.longest_own if competitor.name.startswith("mfsde") else effort.longest
+        longest = effort.longest_own if competitor.name == "mfsde compiled" else effort.longest
         # The approximate strategies are not of second order.
         if case.workload == "B" and competitor.strategy is not None and not competitor.strategy.exact:
             return ""
@@ -163,7 +182,7 @@ class Comparison:
             "fraction": least / timed.step,
             "steps": timed.steps,
             "start_seconds": timed.start,
-            "compile_seconds": timed.compiling,
+            "compile_seconds": self._compile(case.workload, timed),
             "relative_error": _error(case, timed.competitor.strategy),
         }
         if case.device != "cpu" and name.startswith("mfsde"):
@@ -181,7 +200,7 @@ class Timed:
     steps: int = 2
     step: float = 0.0
     start: float = 0.0
-    compiling: float | None = None
+    compiling: float = 0.0
 
     def calibrate(self, effort: Effort, device: str) -> None:
         """How many steps; what the first calls took beyond later ones is compiling."""
@@ -197,13 +216,21 @@ class Timed:
         # A start that outweighs the steps would leave their difference to its own spread.
         wanted = max(effort.call, min(again, 4 * effort.call))
         self.steps = 1 + max(1, min(effort.most_steps, int(wanted / self.step)))
-        warm = seconds(partial(self.run, self.steps), device)
-        if self.name in ("JAX", "diffrax", "numba", "KeOps", "SiSyPHE") or "compiled" in self.name:
-            last = seconds(partial(self.run, self.steps), device)
-            self.compiling = max(first - again, 0.0) + max(warm - last, 0.0)
+        self.compiling = max(first - again, 0.0)
+        if again < effort.call:
+            # Some compile for each number of steps.
+            warm = seconds(partial(self.run, self.steps), device)
+            self.compiling += max(warm - seconds(partial(self.run, self.steps), device), 0.0)
 
     def measured(self, step: float, start: float) -> None:
         self.step, self.start = step, start
+
+
+def first_call(competitor: Competitor, case: Case) -> float:
+    """Seconds by which the first step of a small case exceeds the second: tracing, compiling, loading."""
+    run = competitor.prepare[case.workload](replace(case, n=SMALL[case.workload], replicas=1))
+    first = seconds(partial(run, 1), case.device)
+    return max(first - seconds(partial(run, 1), case.device), 0.0)
 
 
 def failure(problem: Exception) -> str:

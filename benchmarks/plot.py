@@ -80,6 +80,8 @@ def panel(axes: Any, letter: str, rows: list[Row]) -> None:
     axes.plot(*zip(*sorted(least.items()), strict=True), color=GREY, linestyle="--", linewidth=1.3)
     labels.append((f"ceiling: {what}", GREY, *max(least.items())))
     axes.set(title=title, ylabel=label, xlabel="particles N", xscale="log", yscale="log")
+    axes.xaxis.set_minor_formatter("")
+    axes.yaxis.set_minor_formatter("")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, which="major", linewidth=0.4, color="#dddddd")
     directly(axes, labels)

@@ -21,8 +21,10 @@ VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMB
 
 def in_process(names: Iterable[str], threads: int, device: str, quick: bool) -> dict[str, Any]:
     """Measures in a fresh process, which prints as it goes; returns what it found."""
-    environment = os.environ | dict.fromkeys(VARIABLES, str(threads))
     with tempfile.TemporaryDirectory() as folder:
+        # What others keep compiled from earlier runs would make compiling look free.
+        caches = {"XDG_CACHE_HOME": folder, "KEOPS_CACHE_FOLDER": folder}
+        environment = os.environ | dict.fromkeys(VARIABLES, str(threads)) | caches
         out = Path(folder) / "found.json"
         asked = {"names": list(names), "threads": threads, "device": device, "quick": quick, "out": str(out)}
         subprocess.run([sys.executable, "-m", "benchmarks.session", json.dumps(asked)], env=environment, check=True)
