@@ -8,9 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..torus import shortest
-from .blocked import PAIRWISE_FLOATS, Blocked
+from ..torus import Period, shortest
+from .blocked import Blocked
 from .kernel import Kernel, Pairs, Strategy
+
+# Differences that are alive at once: they stay in the cache, and each costs a few operations only.
+BATCH_FLOATS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Batches(Strategy):
         size: particles in a batch, at least 2 and at most N/2.
 
     Raises:
-        ValueError: a size below 2; when summing, N < 2 size.
+        ValueError: a size below 2; in a step, N < 2 size.
 
     References:
         S. Jin, L. Li, J.-G. Liu, Random batch methods (RBM) for interacting particle systems, J. Comput. Phys. 400
@@ -52,28 +55,32 @@ class Batches(Strategy):
 
     def sums(self, kernel: Kernel, pairs: Pairs) -> Tensor:
         """(R, M, *out)."""
+        if pairs.key is None or not _of_particles(pairs):
+            return Blocked().sums(kernel, pairs)
         n = pairs.points.shape[1]
         if n < 2 * self.size:
             raise ValueError(
                 f"Batches: {n} particles are fewer than two batches of {self.size}. Give a size of at most {n // 2}, "
                 'or strategy="exact".'
             )
-        if pairs.key is None or not _of_particles(pairs):
-            return Blocked().sums(kernel, pairs)
         order = pairs.key.permutations(n)
-        found = torch.cat([_sums(kernel, pairs, members) for members in self._batches(order)], dim=1)
-        total = found.gather(1, _beside(order.argsort(dim=1), found).expand_as(found))
+        x, points = _shuffled(pairs.x, order), _shuffled(pairs.points, order)
+        weights = pairs.weights.gather(1, order)
+        parts = []
+        for members, b in self._batches(n):
+            batch = [z[..., members].unflatten(-1, (-1, b)) for z in (x, points, weights)]
+            parts.append(_sums(kernel, pairs, *batch))
+        found = torch.cat(parts, dim=1)
+        total = torch.zeros_like(found).scatter(1, _beside(order, found).expand_as(found), found)
         if pairs.own is None:
             total = total + _own_terms(kernel, pairs)
         return total
 
-    def _batches(self, order: Tensor) -> list[Tensor]:
-        """Members of the batches, (R, batches, b) for each of the two sizes b that occur."""
-        n = order.shape[1]
-        number = n // self.size
-        b, larger = divmod(n, number)
-        first, rest = order[:, : larger * (b + 1)], order[:, larger * (b + 1) :]
-        return [x.unflatten(1, (-1, size)) for x, size in ((first, b + 1), (rest, b)) if x.shape[1]]
+    def _batches(self, n: int) -> list[tuple[slice, int]]:
+        """For each of the two sizes b that occur, the places of its batches among shuffled particles, and b."""
+        b, larger = divmod(n, n // self.size)
+        cut = larger * (b + 1)
+        return [part for part in ((slice(cut), b + 1), (slice(cut, n), b)) if part[0] != slice(0)]
 
 
 def _of_particles(pairs: Pairs) -> bool:
@@ -84,30 +91,40 @@ def _of_particles(pairs: Pairs) -> bool:
     return own is None or torch.equal(own, torch.arange(len(own), device=own.device))
 
 
-def _sums(kernel: Kernel, pairs: Pairs, members: Tensor) -> Tensor:
-    """The sums within batches (R, batches, b), in their order.    (R, batches · b, *out)."""
-    replicas, _, b = members.shape
-    floats = replicas * (b - 1) * pairs.x.shape[-1]
-    rows = min(b, max(1, PAIRWISE_FLOATS // floats))
-    at_once = max(1, PAIRWISE_FLOATS // (floats * rows))
-    own = torch.arange(b, device=members.device)
+def _shuffled(x: Tensor, order: Tensor) -> Tensor:
+    """Particles (R, N, d) in another order, component by component.    (R, d, N)."""
+    return torch.stack([c.gather(1, order) for c in x.unbind(-1)], dim=1)
+
+
+def _sums(kernel: Kernel, pairs: Pairs, x: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+    """The sums within batches, x and points (R, d, batches, b), weights (R, batches, b).    (R, batches · b, *out)."""
+    replicas, d, _, b = x.shape
+    floats = replicas * d * (b - 1)
+    rows = min(b, max(1, BATCH_FLOATS // floats))
+    at_once = max(1, BATCH_FLOATS // (floats * rows))
+    share = (pairs.points.shape[1] - 1) / (b - 1)
+    blocks = (z.split(at_once, dim=-2) for z in (x, points, weights * share))
     parts = []
-    for some in members.split(at_once, dim=1):
-        parts.append(torch.cat([_block(kernel, pairs, some, number) for number in own.split(rows)], dim=2))
+    for at, beside, masses in zip(*blocks, strict=True):
+        ends = [(k, min(k + rows, b)) for k in range(0, b, rows)]
+        parts.append(torch.cat([_rows(kernel, pairs.period, at, beside, masses, *part) for part in ends], dim=2))
     return torch.cat(parts, dim=1).flatten(1, 2)
 
 
-def _block(kernel: Kernel, pairs: Pairs, members: Tensor, own: Tensor) -> Tensor:
-    """The sums of some members of each batch, those with the numbers `own` (rows,).    (R, batches, rows, *out)."""
-    replicas, _, b = members.shape
-    # Counted on from each member round the batch: the member itself is none of the others, so K never sees a 0.
-    others = (own.unsqueeze(1) + torch.arange(1, b, device=own.device)) % b
-    replica = torch.arange(replicas, device=members.device)[:, None, None]
-    x = pairs.x[replica, members[..., own]]
-    points, weights = pairs.points[replica, members], pairs.weights[replica, members]
-    values = kernel(shortest(x.unsqueeze(3) - points[:, :, others], pairs.period))
-    share = (pairs.points.shape[1] - 1) / (b - 1)
-    return (values * _beside(weights[:, :, others] * share, values)).sum(3)
+def _rows(kernel: Kernel, period: Period, x: Tensor, points: Tensor, weights: Tensor, start: int, stop: int) -> Tensor:
+    """The sums of some members of each batch.    (R, batches, rows, *out)."""
+    others, masses = _round(points)[..., start + 1 : stop + 1, :], _round(weights)[..., start + 1 : stop + 1, :]
+    z = shortest((x[..., start:stop].unsqueeze(-1) - others).movedim(1, -1), period)
+    values = kernel(z)
+    return (values * _beside(masses, values)).sum(3)
+
+
+def _round(x: Tensor) -> Tensor:
+    """From a batch (..., b), rows k = 0, ..., b of all members but k - 1, those from k on first.    (..., b + 1, b - 1).
+
+    A view but for one copy of the batch; as no member meets itself, K never sees a 0.
+    """
+    return torch.cat([x, x[..., :-1]], -1).unfold(-1, x.shape[-1] - 1, 1)
 
 
 def _own_terms(kernel: Kernel, pairs: Pairs) -> Tensor:
