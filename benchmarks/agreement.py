@@ -16,7 +16,7 @@ import numpy as np
 from .competitors import Competitor, Run
 from .workloads import DT, OU, WORKLOADS, Births, Case
 
-SMALL = {"A": 4096, "B": 1200, "C": 200, "D": 100, "E": 100_000}
+SMALL = {"A": 4096, "B": 600, "C": 200, "D": 100, "E": 100_000}
 STEPS, LONG = 3, 64
 # Standard errors that pass.
 BOUND = 4.5

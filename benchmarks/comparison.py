@@ -19,7 +19,7 @@ import mfsde
 from . import ceilings
 from .agreement import SMALL, Disagreement, check
 from .competitors import Competitor, installed
-from .timing import interleaved, seconds
+from .timing import per_step, seconds
 from .workloads import Case, attraction
 
 FULL: dict[str, list[Case]] = {
@@ -106,14 +106,12 @@ class Comparison:
                 left_out.append(self._row(case, competitor.name, note=failure(problem)))
                 continue
             running.append(timed)
-        once = {t.name: t for t in running if t.step > effort.call}
-        often = {t.name: t for t in running if t.name not in once}
-        for group, repeats in ((often, effort.repeats), (once, min(FEW, effort.repeats))):
-            calls = {}
-            for name, timed in group.items():
-                calls[name] = partial(timed.run, timed.steps)
-                calls[name, "start"] = partial(timed.run, 1)
-            for (name, timed), step, start in _steps(calls, group, repeats, case.device):
+        long = [timed for timed in running if timed.step > effort.call]
+        short = [timed for timed in running if timed not in long]
+        for group, repeats in ((short, effort.repeats), (long, min(FEW, effort.repeats))):
+            found = per_step({t.name: (t.run, t.steps) for t in group}, repeats, case.device)
+            for timed in group:
+                name, (step, start) = timed.name, found[timed.name]
                 timed.measured(step, start)
                 if step <= 0:
                     left_out.append(self._row(case, name, note="not resolved: the start outweighs the steps"))
@@ -170,6 +168,7 @@ class Comparison:
             "by": name,
             "ceiling": what,
             "ceiling_seconds": least,
+            "parts": ceilings.parts(case, self.unit),
             "unit": case.of.unit,
             "seconds": None,
             "note": note,
@@ -214,7 +213,7 @@ class Timed:
             # One step is long, or compiling was: a second look tells which.
             self.step = max(again, 1e-7)
         # A start that outweighs the steps would leave their difference to its own spread.
-        wanted = max(effort.call, min(again, 4 * effort.call))
+        wanted = max(effort.call, min(2 * again, 6 * effort.call))
         self.steps = 1 + max(1, min(effort.most_steps, int(wanted / self.step)))
         self.compiling = max(first - again, 0.0)
         if again < effort.call:
@@ -235,13 +234,6 @@ def first_call(competitor: Competitor, case: Case) -> float:
 
 def failure(problem: Exception) -> str:
     return f"fails: {type(problem).__name__}: {problem!s:.200}"
-
-
-def _steps(calls: dict[Any, Any], group: dict[str, Timed], repeats: int, device: str) -> Iterator[tuple]:
-    found = interleaved(calls, repeats, device, warm_up=False) if calls else {}
-    for name, timed in group.items():
-        start = found[name, "start"]
-        yield (name, timed), (found[name] - start) / (timed.steps - 1), start
 
 
 def _error(case: Case, strategy: Any) -> float | None:

@@ -33,8 +33,8 @@ def in_process(names: Iterable[str], threads: int, device: str, quick: bool) -> 
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[-asked["threads"] :])
+    if asked["device"] == "cpu":
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-asked["threads"] :])
     Path(asked["out"]).write_text(json.dumps(measured(**{k: v for k, v in asked.items() if k != "out"}), indent=1))
 
 

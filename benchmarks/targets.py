@@ -74,16 +74,14 @@ def scaling(workload: str, by: str | tuple[str, ...], n: int) -> Callable[[Rows]
     return value
 
 
-def fraction(workload: str, n: int) -> Callable[[Rows], float | None]:
+def share(workload: str, n: int, part: str, by: tuple[str, ...]) -> Callable[[Rows], float | None]:
+    """Of what a GPU could do: the time that this part of a step needs at least, in that of the fastest of ours."""
+
     def value(rows: Rows) -> float | None:
-        found = [row["fraction"] for row in rows.where(workload=workload, n=n, device="cuda") if _own(row)]
-        return max(found, default=None)
+        found = [row for row in rows.where(workload=workload, n=n, device="cuda") if row["by"] in by]
+        return max((row["parts"][part] / row["seconds"] for row in found), default=None)
 
     return value
-
-
-def _own(row: Row) -> bool:
-    return str(row["by"]).startswith("mfsde")
 
 
 def launches(rows: Rows) -> float | None:
@@ -128,9 +126,9 @@ TARGETS = (
     ),
     Target("C, N = 10,000", "ms/step", 14.0, lambda r: r.cost(workload="C", n=10**4, by=FUSED)),
     Target("C, N = 1,000", "ms/step", 1.4, lambda r: r.cost(workload="C", n=10**3, by=FUSED)),
-    Target("GPU: A, N = 10,000,000, of the copy bandwidth", "share", 0.6, fraction("A", 10**7), at_least=True),
-    Target("GPU: B, N = 100,000, of the exp ceiling", "share", 0.5, fraction("B", 10**5), at_least=True),
-    Target("GPU: C, N = 100,000, of the matmul ceiling", "share", 0.5, fraction("C", 10**5), at_least=True),
+    Target("GPU: A, N = 1e7, of the copy bandwidth", "share", 0.6, share("A", 10**7, "copy", FUSED), at_least=True),
+    Target("GPU: B, N = 1e5, of the exp ceiling", "share", 0.5, share("B", 10**5, "exp", EXACT), at_least=True),
+    Target("GPU: C, N = 1e5, of the matmul ceiling", "share", 0.5, share("C", 10**5, "products", FUSED), at_least=True),
     Target("GPU: launches per step", "launches", 3.0, launches),
     Target("import mfsde beyond torch", "s", 0.3, lambda r: r.startup.get("import")),
     Target("first step of an eager run", "s", 0.1, lambda r: r.startup.get("first step")),

@@ -5,21 +5,38 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], object]], repeats: int = 7, device: str = "cpu", warm_up: bool = True
-) -> dict[str, float]:
+def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int = 7, device: str = "cpu") -> dict[str, float]:
     """Median seconds of each call. The calls take turns, so that a busy neighbour slows all of them alike."""
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values() if warm_up else ():
+    for call in calls.values():
         call()
     for _ in range(repeats):
         for name, call in calls.items():
             found[name].append(seconds(call, device))
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+def per_step(
+    runs: Mapping[str, tuple[Callable[[int], object], int]], repeats: int, device: str = "cpu"
+) -> dict[str, tuple[float, float]]:
+    """Median seconds of a step and of a run of one step, for runs of so many steps that are given, taking turns.
+
+    A step is a difference of two neighbouring calls: what a neighbour slows for longer than both falls out of it.
+    """
+    steps: dict[str, list[float]] = {name: [] for name in runs}
+    starts: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, (run, count) in runs.items():
+            start = seconds(partial(run, 1), device)
+            whole = seconds(partial(run, count), device)
+            starts[name].append(start)
+            steps[name].append((whole - start) / (count - 1))
+    return {name: (statistics.median(steps[name]), statistics.median(starts[name])) for name in runs}
 
 
 def seconds(call: Callable[[], object], device: str = "cpu") -> float:

@@ -44,7 +44,7 @@ def faulty(fault: str, workload: str) -> Competitor:
 
     def prepare(case: Case) -> Run:
         if fault == "sigma":
-            return right(dataclasses.replace(case, sigma=1.1 * case.noise))
+            return right(dataclasses.replace(case, sigma=1.2 * case.noise))
         if fault == "time step":
             return lambda steps: right(case)(2 * steps)
         if fault == "one particle":
@@ -112,6 +112,14 @@ def test_ceilings_count_what_a_step_must_do() -> None:
     assert ceilings.of_step(Case("B", 1000), UNIT) == ("exp", pytest.approx(3e-4))
     # 4·n·N·d operations and n·N hyperbolic tangents.
     assert ceilings.of_step(Case("C", 1000), UNIT)[1] == pytest.approx(4e6 * 20 * 1e-11 + 1e6 * 5e-10)
+
+
+def test_shares_of_a_gpu_are_those_of_the_part_that_was_aimed_at() -> None:
+    parts = {"copy": 3e-4, "normals": 6e-4}
+    rows = [row("A", by, 10**7, s, device="cuda", parts=parts) for by, s in (("mfsde", 6e-4), ("torch loop", 3e-4))]
+    (found,) = [v for v in targets.verdicts(rows, {}) if v["what"].startswith("GPU: A")]
+    assert found["value"] == pytest.approx(0.5)
+    assert found["met"] is False
 
 
 def row(workload: str, by: str, n: int, seconds: float, **others: Any) -> dict[str, Any]:
