@@ -143,6 +143,13 @@ def test_outliers(d):
     assert_exact(Kernel(bump), Pairs(points, points, pairs.weights), Cells(1.0))
 
 
+def test_particles_without_neighbours():
+    points = 10 * torch.arange(5.0, dtype=FLOAT64)[None, :, None].expand(1, 5, 3)
+    alone = without_own(Pairs(points, points, torch.full((1, 5), 0.2, dtype=FLOAT64)))
+    for kernel, shape in ((Kernel(bump), (1, 5)), (Kernel(bump).slope, (1, 5, 3)), (Kernel(matrix), (1, 5, 2, 3))):
+        assert torch.equal(Cells(1.0).sums(kernel, alone), torch.zeros(shape, dtype=FLOAT64))
+
+
 def test_a_position_that_is_no_number_stays_with_its_own_row():
     pairs = some_pairs(n=30)
     points = pairs.points.clone()

@@ -120,7 +120,7 @@ def _rows(kernel: Kernel, period: Period, x: Tensor, points: Tensor, weights: Te
 
 
 def _round(x: Tensor) -> Tensor:
-    """From a batch (..., b), rows k = 0, ..., b of all members but k - 1, those from k on first.    (..., b + 1, b - 1).
+    """Rows k = 0, ..., b of all members but k - 1, those from k on first.    (..., b) -> (..., b + 1, b - 1).
 
     A view but for one copy of the batch; as no member meets itself, K never sees a 0.
     """
