@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .measure import EmpiricalMeasure
-from .pairwise.convolution import SAMPLE, error, named
+from .pairwise.convolution import SAMPLE, error, named, used
 from .pairwise.kernel import Function, Kernel, Strategy
 from .tape import constant, is_recording, values, variable
 
@@ -132,7 +132,8 @@ class Energy:
     def _check(self, mu: EmpiricalMeasure) -> None:
         if self._checked:
             return
-        with torch.no_grad():
+        # What a check sums over is not what a run does.
+        with torch.no_grad(), used():
             _check_splitting(self._value, mu)
         self._checked = True
 

@@ -29,7 +29,10 @@ ORDER = [
 
 
 # The same inside the folder of pairwise sums, which knows of nothing but the two files to its left.
-PAIRWISE = ["kernel", "blocked", "convolution"]
+PAIRWISE = [
+    *("kernel", "blocked", "expression", "trace", "source", "native", "compiled", "moments"),
+    *("cells", "batches", "grid", "fourier", "keops", "convolution"),
+]
 
 
 def imports(file: Path) -> list[tuple[str, bool]]:

@@ -6,8 +6,30 @@ no parameters. "exact", the default, chooses among the exact ones by kernel, siz
 
 from __future__ import annotations
 
+from .batches import Batches
 from .blocked import Blocked
+from .cells import Cells
+from .compiled import Compiled
 from .convolution import Exact, error
+from .fourier import Fourier
+from .grid import Grid
+from .keops import KeOps
 from .kernel import Kernel, Pairs, Strategy
+from .moments import Moments, Separable
 
-__all__ = ["Blocked", "Exact", "Kernel", "Pairs", "Strategy", "error"]
+__all__ = [
+    "Batches",
+    "Blocked",
+    "Cells",
+    "Compiled",
+    "Exact",
+    "Fourier",
+    "Grid",
+    "KeOps",
+    "Kernel",
+    "Moments",
+    "Pairs",
+    "Separable",
+    "Strategy",
+    "error",
+]

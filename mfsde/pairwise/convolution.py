@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,9 +13,23 @@ import torch
 from torch import Tensor
 
 from ..tape import is_recording
+from ..torus import period_lengths
+from . import compiled, moments
+from .batches import Batches
 from .blocked import Blocked
+from .cells import Cells
+from .compiled import Compiled
+from .fourier import Fourier
+from .grid import Grid
+from .keops import KeOps
 from .kernel import Function, Kernel, Pairs, Strategy
+from .moments import Moments, Separable
 
+# What a pair costs in torch operations, in seconds; another machine only moves the choice below.
+SECONDS_PER_PAIR = 1e-8
+# Work that is worth the time of tracing a kernel, and that of a compiler.
+SECONDS_WORTH_TRACING = 0.1
+SECONDS_WORTH_COMPILING = 10.0
 # Particles on which the error of a strategy is measured.
 SAMPLE = 256
 
@@ -25,7 +40,10 @@ _exactly: ContextVar[Tensor | None] = ContextVar("exactly", default=None)
 
 @dataclass(frozen=True)
 class Exact(Strategy):
-    """The exact strategy that suits kernel, size and work: a function of these alone, so that a resumed run agrees."""
+    """The exact strategy that suits kernel, size and work: a function of these alone, so that a resumed run agrees.
+
+    Moments for polynomials; compiled sums where at least ten seconds of torch operations are ahead; blocks else.
+    """
 
     exact: ClassVar[bool] = True
 
@@ -35,12 +53,23 @@ class Exact(Strategy):
 
     def choice(self, kernel: Kernel, pairs: Pairs) -> Strategy:
         """Which one it is."""
-        return Blocked()
+        n_pairs = pairs.x.shape[0] * pairs.x.shape[1] * pairs.points.shape[1]
+        seconds = n_pairs * _ahead.get() * SECONDS_PER_PAIR
+        if seconds >= SECONDS_WORTH_TRACING and _is_polynomial(kernel, pairs):
+            return Moments()
+        return Compiled() if seconds >= SECONDS_WORTH_COMPILING and compiled.usable(kernel, pairs) else Blocked()
 
 
-NAMED: dict[str, type[Strategy]] = {"exact": Exact, "blocked": Blocked}
+NAMED: dict[str, type[Strategy]] = {
+    "exact": Exact,
+    "blocked": Blocked,
+    "compiled": Compiled,
+    "moments": Moments,
+    "keops": KeOps,
+    "grid": Grid,
+}
 # Those that need parameters.
-OTHERS: tuple[type[Strategy], ...] = ()
+OTHERS: tuple[type[Strategy], ...] = (Separable, Cells, Batches, Fourier)
 
 
 def convolve(kernel: Kernel, pairs: Pairs) -> Tensor:
@@ -172,6 +201,11 @@ def _exact_rows(kernel: Kernel, pairs: Pairs, rows: Tensor) -> Tensor:
     values = some.new_zeros((some.shape[0], pairs.x.shape[1], *some.shape[2:]))
     values[:, rows] = some
     return values
+
+
+def _is_polynomial(kernel: Kernel, pairs: Pairs) -> bool:
+    lengths = period_lengths(pairs.period, pairs.x.shape[-1])
+    return all(math.isinf(p) for p in lengths) and moments.degree_of(kernel, pairs.x) is not None
 
 
 def _needs_graph(pairs: Pairs) -> bool:

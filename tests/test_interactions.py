@@ -1,0 +1,298 @@
+"""Interactions in runs: the strategy chosen and recorded, its error beside it, and what no strategy may change."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import mfsde
+from mfsde import EmpiricalMeasure, Kernel, interaction
+from mfsde.pairwise import Batches, Blocked, Cells, Compiled, Exact, Fourier, Grid, Moments, convolution, error
+
+FLOAT64 = torch.float64
+
+
+def gaussian(z: Tensor) -> Tensor:
+    return torch.exp(-0.5 * z.square().sum(-1))
+
+
+def quadratic(z: Tensor) -> Tensor:
+    return 0.5 * z.square().sum(-1)
+
+
+def compact(z: Tensor) -> Tensor:
+    return (1 - z.square().sum(-1)).relu() ** 3
+
+
+STANDARD = mfsde.Gaussian([0.0, 0.0], 1.0)
+# Strategies with a kernel that each can evaluate, and the relative error that each may have.
+STRATEGIES: dict[str, tuple[Any, Any, float]] = {
+    "exact": (gaussian, Exact(), 1e-12),
+    "blocked": (gaussian, Blocked(), 1e-12),
+    "compiled": (gaussian, Compiled(), 1e-12),
+    "moments": (quadratic, Moments(), 1e-12),
+    "cells": (compact, Cells(support=1.0), 1e-12),
+    "grid": (gaussian, Grid(tolerance=1e-3), 1e-3),
+    "fourier": (gaussian, Fourier(n_features=2048, spectrum=STANDARD), 0.2),
+    "batches": (gaussian, Batches(size=8), 3.0),
+}
+every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """dX = -(∇W * m)(X) dt + σ dW."""
+
+    function: Any = gaussian
+    strategy: Any = "exact"
+    sigma: float = 0.3
+
+    @cached_property
+    def energy(self) -> mfsde.Energy:
+        return interaction(self.function, strategy=self.strategy)
+
+    def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        return -self.energy.intrinsic_derivative(mu, x)
+
+    def diffusion(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> float:
+        return self.sigma
+
+    def initial(self) -> mfsde.Gaussian:
+        return STANDARD
+
+
+def some_measure(*lead: int, n: int = 40, weighted: bool = False, seed: int = 0) -> EmpiricalMeasure:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(*lead, n, 2, generator=generator, dtype=FLOAT64)
+    weights = torch.rand(*lead, n, generator=generator, dtype=FLOAT64) if weighted else None
+    return EmpiricalMeasure(points, None if weights is None else weights / weights.sum(-1, keepdim=True))
+
+
+def run(scenario: Any, **settings: Any) -> Any:
+    chosen = {"n_particles": 32, "horizon": 0.3, "dt": 0.1, "seed": 1, "dtype": FLOAT64, **settings}
+    return mfsde.simulate(scenario, **chosen)
+
+
+# What a run says of itself --------------------------------------------------------------------------------------------
+
+
+@every_strategy
+def test_a_run_records_its_strategy_and_the_error_of_an_approximate_one(name):
+    function, strategy, tolerance = STRATEGIES[name]
+    found = run(Aggregation(function, strategy), n_replicas=2, save_every=1)
+    (told,) = json.loads(found.attrs["interactions"]).values()
+    assert told["strategy"] == ("blocked" if name == "exact" else name)
+    assert told["exact"] is strategy.exact
+    if strategy.exact:
+        assert "interaction_error" not in found
+        return
+    assert found.interaction_error.dims == ("time", "replica")
+    assert found.interaction_error.shape == (4, 2)
+    assert (found.interaction_error > 1e-9).all()
+    assert (found.interaction_error <= tolerance).all()
+
+
+def test_the_recorded_error_is_that_of_the_drift_at_that_state():
+    scenario = Aggregation(gaussian, Grid(tolerance=1e-2))
+    found = run(scenario, save_every=1)
+    for k in range(found.sizes["time"]):
+        x = torch.from_numpy(found.position.values[k])
+        mu = EmpiricalMeasure(x)
+        near, exact = (replace(scenario, strategy=s).drift(0.0, x, mu) for s in (scenario.strategy, "blocked"))
+        expected = ((near - exact).square().sum() / exact.square().sum()).sqrt()
+        assert found.interaction_error.values[k, 0] == pytest.approx(float(expected), rel=1e-6)
+        assert float(scenario.energy.error(mu)[0]) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_scenario_without_sums_over_pairs_records_none():
+    assert "interactions" not in run(mfsde.scenarios.MeanFieldOU()).attrs
+
+
+def test_the_exact_strategy_follows_kernel_and_work(monkeypatch):
+    mu = some_measure()
+    kernels = [Kernel(f) for f in (gaussian, quadratic)]
+    pairs = convolution.pairs_of(mu, mu.points, None)
+    chosen = [convolution.chosen(kernel, pairs) for kernel in kernels]
+    assert chosen == [Blocked(), Blocked()]
+    with convolution.ahead(10**9):
+        chosen = [convolution.chosen(kernel, pairs) for kernel in kernels]
+    assert chosen == [Compiled(), Moments()]
+    # Nothing is compiled for less than ten seconds of torch operations, a second or so here.
+    with convolution.ahead(int(1 / convolution.SECONDS_PER_PAIR / 40**2)):
+        assert convolution.chosen(kernels[0], pairs) == Blocked()
+
+
+def test_a_long_run_is_compiled_and_agrees_with_the_blocked_one(monkeypatch):
+    blocked = run(Aggregation(), save_every=1)
+    monkeypatch.setattr(convolution, "SECONDS_PER_PAIR", 1.0)
+    compiled = run(Aggregation(), save_every=1)
+    (told,) = json.loads(compiled.attrs["interactions"]).values()
+    assert told["strategy"] == "compiled"
+    np.testing.assert_allclose(compiled.position, blocked.position, rtol=1e-12)
+
+
+# What no strategy may change ------------------------------------------------------------------------------------------
+
+
+def forces(name: str, mu: EmpiricalMeasure, x: Tensor | None = None) -> Tensor:
+    function, strategy, _ = STRATEGIES[name]
+    return interaction(function, strategy=strategy).intrinsic_derivative(mu, mu.points if x is None else x)
+
+
+invariant = pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "batches"])
+
+
+@invariant
+def test_relabelling_particles_relabels_their_forces(name):
+    mu = some_measure(2, weighted=True)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
+    moved = forces(name, EmpiricalMeasure(mu.points[:, order], mu.weights[:, order]))
+    torch.testing.assert_close(moved, forces(name, mu)[:, order], rtol=1e-9, atol=1e-12)
+
+
+@invariant
+def test_a_particle_may_be_split_in_two(name):
+    mu = some_measure()
+    points, weights = mu.points, mu.weights.clone()
+    weights[0] /= 2
+    split = EmpiricalMeasure(torch.cat([points, points[:1]]), torch.cat([weights, weights[:1]]))
+    torch.testing.assert_close(forces(name, split, points), forces(name, mu), rtol=1e-9, atol=1e-12)
+
+
+@invariant
+def test_replicas_do_not_know_of_each_other(name):
+    mu = some_measure(3)
+    alone = torch.stack([forces(name, EmpiricalMeasure(x)) for x in mu.points])
+    torch.testing.assert_close(forces(name, mu), alone, rtol=1e-9, atol=1e-12)
+
+
+@invariant
+def test_moving_everything_moves_no_force(name):
+    mu = some_measure()
+    shifted = EmpiricalMeasure(mu.points + torch.tensor([0.37, -1.91], dtype=FLOAT64))
+    tolerance = STRATEGIES[name][2]
+    size = forces(name, mu).square().mean().sqrt()
+    assert (forces(name, shifted) - forces(name, mu)).square().mean().sqrt() <= 2 * tolerance * size
+
+
+@every_strategy
+def test_the_forces_of_an_even_kernel_sum_to_zero(name):
+    mu = some_measure(2)
+    total = forces(name, mu).sum(-2)
+    loose = name == "grid"
+    assert (total.abs() <= (STRATEGIES[name][2] if loose else 1e-11) * forces(name, mu).abs().sum(-2)).all()
+
+
+@every_strategy
+def test_threads_change_nothing_but_rounding(name):
+    function, strategy, _ = STRATEGIES[name]
+    one = run(Aggregation(function, strategy), n_particles=300)
+    torch.set_num_threads(2)
+    two = run(Aggregation(function, strategy), n_particles=300)
+    np.testing.assert_allclose(two.position, one.position, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["compiled", "grid", "batches"])
+def test_a_stored_run_is_resumed_to_the_bit(name, tmp_path):
+    function, strategy, _ = STRATEGIES[name]
+    scenario = Aggregation(function, strategy)
+    settings = {"save_every": 1, "checkpoint_every": 1}
+    whole = run(scenario, store=tmp_path / "whole", **settings)
+    progress = mfsde.run.Progress.at
+
+    class Stop(Exception):
+        pass
+
+    def stopping(self: Any, step: int) -> None:
+        progress(self, step)
+        if step == 2:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mfsde.run.Progress, "at", stopping)
+        with pytest.raises(Stop):
+            run(scenario, store=tmp_path / "cut", **settings)
+    again = mfsde.resume(tmp_path / "cut", scenario=scenario)
+    assert again.attrs["status"] == "complete"
+    assert np.array_equal(again.position, whole.position)
+    if not strategy.exact:
+        assert np.array_equal(again.interaction_error, whole.interaction_error)
+
+
+# Random batches, whose steps have keys --------------------------------------------------------------------------------
+
+
+def test_batches_are_shuffled_anew_in_each_step_and_the_same_in_each_run():
+    scenario = Aggregation(gaussian, Batches(size=4), sigma=0.0)
+    first, again = (run(scenario, save_every=1) for _ in range(2))
+    assert np.array_equal(first.position, again.position)
+    assert not np.array_equal(first.position, run(scenario, save_every=1, seed=2).position)
+    moves = np.diff(first.position, axis=0)[:, 0]
+    # The same batches in two steps would give nearly the same moves.
+    assert np.corrcoef(moves[0].ravel(), moves[1].ravel())[0, 1] < 0.9
+    exact = np.diff(run(replace(scenario, strategy="exact"), save_every=1).position, axis=0)[:, 0]
+    assert np.corrcoef(exact[0].ravel(), exact[1].ravel())[0, 1] > 0.9
+
+
+def test_observables_of_a_run_with_batches_are_exact():
+    scenario = Aggregation(gaussian, Batches(size=4))
+    found = run(scenario, save_every=1, observables=["energy"])
+    exact = interaction(gaussian)
+    for k in range(found.sizes["time"]):
+        x = torch.from_numpy(found.position.values[k])
+        assert float(found.energy[k, 0]) == pytest.approx(float(exact(EmpiricalMeasure(x))[0]), rel=1e-12)
+
+
+def test_the_error_of_batches_outside_a_run_is_that_of_one_shuffle():
+    small, large = (float(interaction(gaussian, strategy=Batches(size=p)).error(some_measure(n=400))) for p in (4, 100))
+    assert 0.02 < large < small / 2
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strategy", "problem", "message"),
+    [
+        ("fast", ValueError, "unknown strategy 'fast'; expected one of exact, blocked, compiled"),
+        ("cells", ValueError, r"needs parameters: mfsde.pairwise.Cells\(...\)"),
+        (Grid, TypeError, r"strategy = Grid is a class; write Grid\(...\)"),
+        (3, TypeError, "strategy = 3; expected a name"),
+    ],
+)
+def test_strategies_that_are_none_are_refused(strategy, problem, message):
+    with pytest.raises(problem, match=message):
+        interaction(gaussian, strategy=strategy)
+    with pytest.raises(problem, match=message):
+        some_measure().convolve(Kernel(gaussian, strategy), some_measure().points)
+
+
+def test_kernels_that_are_none_are_refused():
+    with pytest.raises(TypeError, match="no function of differences"):
+        Kernel(3.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a Kernel already"):
+        Kernel(Kernel(gaussian))
+
+
+def test_an_energy_that_is_not_even_is_refused_under_every_strategy():
+    for _, strategy, _ in STRATEGIES.values():
+        with pytest.raises(ValueError, match="W is not even"):
+            interaction(lambda z: z[..., 0], strategy=strategy)(some_measure())
+
+
+@pytest.mark.parametrize("name", ["blocked", "compiled", "grid"])
+def test_the_error_of_a_wrong_force_is_seen(name, monkeypatch):
+    function, strategy, _ = STRATEGIES[name]
+    kernel = Kernel(function, strategy)
+    assert (error(kernel, some_measure(2)) <= 1e-3).all()
+    sums = type(strategy).sums
+    monkeypatch.setattr(type(strategy), "sums", lambda self, *args: 1.1 * sums(self, *args))
+    if name != "blocked":
+        assert (error(kernel, some_measure(2)) > 0.09).all()
