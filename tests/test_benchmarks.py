@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import agreement, ceilings, comparison, competitors, plot, report, targets
+from benchmarks import agreement, ceilings, comparison, competitors, plot, report, targets, timing
 from benchmarks.agreement import Disagreement
 from benchmarks.competitors import Competitor, Run, by_numpy, by_torch, by_torchsde, engine
 from benchmarks.workloads import DT, WORKLOADS, Case
@@ -76,18 +76,24 @@ def test_faults_of_births_and_deaths_are_found(fault: str) -> None:
 
 def test_a_case_is_timed_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(comparison.EFFORT, True, comparison.Effort(1e-3, 2, 1.0, 1.0, most_steps=20))
+    monkeypatch.setattr(comparison, "per_step", lambda runs, *rest: {name: (1e-4, 1e-2) for name in runs})
     of = [named("mfsde"), named("torch loop"), faulty("sigma", "A")]
     compared = comparison.Comparison("cpu", True, UNIT, of, {"jax": "not installed: jax"})
     rows = sorted(compared.compared(Case("A", 20_000)), key=lambda row: str(row["by"]))
     assert [row["by"] for row in rows] == ["mfsde", "sigma", "torch loop"]
     for row in rows[::2]:
-        assert row["seconds"] > 0
-        assert row["value"] == pytest.approx(1e9 * row["seconds"] / 20_000)
-        assert row["fraction"] == pytest.approx(20_000 * 1e-9 / row["seconds"])
+        assert row["value"] == pytest.approx(5.0)
+        assert row["fraction"] == pytest.approx(0.2)
     assert rows[1]["seconds"] is None
     assert "disagrees" in rows[1]["note"]
     assert len(list(report.lines(rows))) == 4
     json.dumps(rows)
+
+
+def test_steps_are_differences_of_neighbouring_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([1.0, 1.4, 2.0, 2.4, 5.0, 5.4])
+    monkeypatch.setattr(timing, "seconds", lambda call, device: next(clock))
+    assert timing.per_step({"a": (lambda steps: None, 5)}, 3) == {"a": (pytest.approx(0.1), 2.0)}
 
 
 def test_what_takes_too_long_is_left_out() -> None:
