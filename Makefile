@@ -18,7 +18,7 @@ env: $(STAMP)  ## create .venv with mfsde and everything the other targets need
 
 $(STAMP): pyproject.toml setup.py constraints.txt mfsde/_noise.c mfsde/_activation.c
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,bench]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
 	@touch $@
 
 demo: $(STAMP)  ## train the digits network, store runs/digits.zarr, draw runs/digits.png (about a minute)
@@ -48,7 +48,8 @@ format: $(STAMP)  ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(STAMP)  ## measure speed and memory, print a table, write build/bench.json
+bench: $(STAMP)  ## measure speed and memory beside other libraries, print a table, write build/bench.json
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks
 
 orders: $(STAMP)  ## the orders of the limit's schemes, as the tables of docs/limit.md
