@@ -209,8 +209,30 @@ def test_the_exponential_has_the_digits_of_its_argument(dtype, largest):
     assert bool(((ours / true - 1).abs() <= torch.finfo(dtype).eps * (1.5 + z.double().abs())).all())
 
 
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+def test_logarithms_and_powers_have_their_digits(dtype):
+    exponents = torch.linspace(-37.0, 38.0, 4001, dtype=FLOAT64)
+    z = torch.cat([10.0**exponents, 1 + 10.0 ** -exponents[2000:3000]]).to(dtype)
+    pairs = Pairs(z.reshape(1, -1, 1), z.new_zeros(1, 1, 1), z.new_ones(1, 1))
+    kernel = Kernel(lambda z: torch.cat([z.log(), z.abs() ** 0.3, (1 + z.abs()) ** -0.4], -1))
+    ours, eps, x = Compiled().sums(kernel, pairs)[0].double(), torch.finfo(dtype).eps, z.double()
+    powers = torch.stack([x**0.3, (1 + x) ** -0.4], -1)
+    # The logarithm to two units in the last place; a power as its logarithm tells.
+    assert bool(((ours[:, 0] - x.log()).abs() <= 2 * eps * x.log().abs()).all())
+    assert bool(((ours[:, 1:] / powers - 1).abs() <= eps * (2 + 2 * powers.log().abs())).all())
+
+
 def several(z: Tensor) -> Tensor:
-    functions = (torch.exp, torch.relu, torch.sign, torch.tanh, lambda z: z.clamp(-1, 2), lambda z: torch.exp(-z * z))
+    functions = (
+        torch.exp,
+        torch.log,
+        lambda z: z.abs() ** 0.3,
+        torch.relu,
+        torch.sign,
+        torch.tanh,
+        lambda z: z.clamp(-1, 2),
+        lambda z: torch.exp(-z * z),
+    )
     return torch.cat([f(z) for f in functions], -1)
 
 

@@ -193,14 +193,14 @@ def check(found: Trace, form: Form, function: Any) -> None:
         NoCompilerError: they disagree.
 
     """
-    n, m = 1100, 2 * row_block(found) - 1
+    n, m = 1100, 2 * row_block(found) + 1
     z = torch.randn(1, n, found.dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     lengths = [1.0 if math.isinf(p) else p / 2 for p in form.period]
     points = (z * z.new_tensor(lengths)).to(form.dtype)
     weights = torch.linspace(0.5, 1.5, n, dtype=form.dtype)[None]
     weights = weights if form.weighted else weights[:, :1].expand(1, n)
-    own = torch.arange(m) * 150 if form.own else None
-    pairs = Pairs(points[:, torch.arange(m) * 150], points, weights, form.period, own)
+    own = torch.arange(m) * 120 if form.own else None
+    pairs = Pairs(points[:, torch.arange(m) * 120], points, weights, form.period, own)
     double = Pairs(pairs.x.double(), points.double(), weights.double(), form.period, own)
     absolute = Kernel(lambda z: found(z).abs())
     ours = _by_library(found, pairs, function).double()

@@ -27,6 +27,7 @@ UNARY: dict[str, Callable[[float], float]] = {
     "exp2": lambda x: math.pow(2.0, x),
     "expm1": math.expm1,
     "log": math.log,
+    "log2": math.log2,
     "log1p": math.log1p,
     "sin": math.sin,
     "cos": math.cos,
@@ -153,15 +154,30 @@ def boolean(x: Any) -> Expression:
     return compare("ne", real(x), ZERO)
 
 
+def lower_bound(x: Expression) -> float:
+    """A number that x stays above by its form, where it is not NaN; -inf where the form tells nothing."""
+    if x.is_constant:
+        return x.value
+    if x.op in ("abs", "sqrt", "exp", "exp2", "cosh", "erfc"):
+        return 0.0
+    if x.op == "mul" and x.args[0] is x.args[1]:
+        return 0.0
+    if x.op not in ("add", "mul", "div", "min", "max", "log2"):
+        return -math.inf
+    bounds = [lower_bound(a) for a in x.args]
+    if x.op in ("min", "max"):
+        return BINARY[x.op](*bounds)
+    if x.op == "log2":
+        return math.log2(bounds[0]) if bounds[0] > 0 else -math.inf
+    if x.op == "add":
+        return sum(bounds)
+    # The smallest product is 0 · ∞, which is NaN, or not below 0.
+    return 0.0 if min(bounds) >= 0 else -math.inf
+
+
 def is_non_negative(x: Expression) -> bool:
     """Whether x ≥ 0 (or NaN) follows from its form."""
-    if x.is_constant:
-        return x.value >= 0
-    if x.op in ("abs", "sqrt", "exp", "exp2", "cosh", "erfc"):
-        return True
-    if x.op in ("add", "mul", "div", "min"):
-        return (x.op == "mul" and x.args[0] is x.args[1]) or all(map(is_non_negative, x.args))
-    return x.op == "max" and any(map(is_non_negative, x.args))
+    return lower_bound(x) >= 0
 
 
 def is_non_positive(x: Expression) -> bool:

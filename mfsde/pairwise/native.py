@@ -20,7 +20,7 @@ _PORTABLE = ("-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fopenmp-simd", "-
 _FAST = (*_PORTABLE, "-march=native", "-fno-math-errno", "-fno-trapping-math")
 # Attempts in order: vector forms of the mathematical functions, this machine's instructions, anything.
 ATTEMPTS = (
-    (*_FAST, "-mprefer-vector-width=512", "-fno-tree-sink", "-DVECTOR_MATH"),
+    (*_FAST, "-mprefer-vector-width=512", "-fno-tree-sink", "-fno-thread-jumps", "-DVECTOR_MATH"),
     _FAST,
     _PORTABLE,
 )
@@ -59,8 +59,11 @@ def library(source: str) -> Any:
         words = (*flags, *_LIBRARIES.get(attempt, ("-lm",)))
         path = folder() / f"{_digest(source, words)}.so"
         try:
-            if not path.exists():
-                _build(source, words, path)
+            if path.exists():
+                # A file that no longer loads is made anew.
+                with contextlib.suppress(OSError):
+                    return _loaded(path)
+            _build(source, words, path)
             return _loaded(path)
         except (OSError, subprocess.SubprocessError) as error:
             problem = problem or str(error)
@@ -69,15 +72,15 @@ def library(source: str) -> Any:
 
 def folder() -> Path:
     """Where compiled kernels are kept: $XDG_CACHE_HOME/mfsde/kernels, readable by the user alone."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    path = Path(home) / "mfsde" / "kernels"
     try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+        path = Path(home) / "mfsde" / "kernels"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Code is loaded from here: a folder that others may write to is none.
         if path.stat().st_uid == os.getuid() and not path.stat().st_mode & 0o022 and os.access(path, os.W_OK):
             return path
-    except OSError:
-        pass
+    except (OSError, RuntimeError):
+        pass  # a read-only disk, or a user without a home
     return _passing_folder()
 
 

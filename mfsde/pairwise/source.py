@@ -18,9 +18,10 @@ from .expression import Expression
 from .trace import Trace
 
 TILE = 1024
-# Independent rows hide the latency of a chain of operations, as long as all of it fits the registers.
-ROWS = 4
-ROWS_OF_LARGE, LARGE = 2, 48
+# Rows side by side share the atoms that are read and hide latencies, while sums and points fit the registers.
+ROWS, REGISTERS = 4, 16
+# Kernels of more operations than this gain nothing from more than two.
+LARGE = 48
 
 # 2^r = 1 + r q(r) on [-1/2, 1/2]: minimax coefficients of q, relative error 9e-8 and 3e-18.
 _EXP2 = {
@@ -46,8 +47,57 @@ _EXP2 = {
     ),
 }
 
+# log₂ m = s R(s²), s = (m - 1)/(m + 1), on [√½, √2]: minimax coefficients of R, relative error 7e-10 and 8e-21.
+_LOG2 = {
+    torch.float32: (
+        "2.885390079788926709f",
+        "0.96179884764174293401f",
+        "0.57671438396246790101f",
+        "0.43173587920703855297f",
+    ),
+    torch.float64: (
+        "2.8853900817779268147",
+        "0.96179669392597548465",
+        "0.57707801635569405916",
+        "0.41219858307332787825",
+        "0.32059890455649097264",
+        "0.26230754653220563648",
+        "0.22198986913983030132",
+        "0.19113796131772272808",
+        "0.19134264284064209204",
+    ),
+}
+
+# What the bits of numbers are like. Adding 1.5 · 2^mantissa leaves the nearest whole number in the low bits of the sum.
+_BITS = {
+    torch.float32: {
+        "s": "f",
+        "low": "-126.0",
+        "high": "127.5",
+        "magic": "12582912.0",
+        "mantissa": "23",
+        "one": "0x3f800000u",
+        "root": "0x3f3504f3u",
+        "normal": "0x1p-126f",
+        "lift": "0x1p25f",
+        "lifted": "25.0f",
+    },
+    torch.float64: {
+        "s": "",
+        "low": "-1022.0",
+        "high": "1023.5",
+        "magic": "6755399441055744.0",
+        "mantissa": "52",
+        "one": "0x3ff0000000000000ull",
+        "root": "0x3fe6a09e667f3bcdull",
+        "normal": "0x1p-1022",
+        "lift": "0x1p54",
+        "lifted": "54.0",
+    },
+}
+
 # Functions of the mathematical library; its vector forms are declared where the library has them.
-_LIBRARY = ("expm1", "log", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "erf", "erfc")
+_LIBRARY = ("expm1", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "erf", "erfc")
 _LIBRARY_OF_TWO = ("pow", "atan2")
 _BUILTIN = {"abs": "fabs", "floor": "floor", "ceil": "ceil", "round": "rint", "trunc": "trunc", "sqrt": "sqrt"}
 _COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
@@ -89,6 +139,27 @@ static inline __attribute__((always_inline)) real exp2_(real y, const int any_si
 }}
 """
 
+_LOG = """
+/* log2 x: -infinity at 0, NaN below it, infinity at infinity; NaN stays. */
+static inline __attribute__((always_inline)) real log2_(real x, const int any_size)
+{{
+    const int is_small = any_size && x < {normal};
+    const real lifted = is_small ? x * {lift} : x;
+    bits b;
+    memcpy(&b, &lifted, sizeof b);
+    const integer exponent = (integer)(b - {root}) >> {mantissa};
+    b -= (bits)exponent << {mantissa};
+    real m;
+    memcpy(&m, &b, sizeof m);
+    const real s = (m - 1) / (m + 1), u = s * s, e = (real)exponent - (is_small ? {lifted} : (real)0);
+    real p = {last};
+    {steps}
+    const real value = FMA(s, p, e), below = x == 0 ? -__builtin_inf{s}() : __builtin_nan{s}("");
+    const real finite = !any_size || x > 0 ? value : below;
+    return x < __builtin_inf{s}() ? finite : x;
+}}
+"""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -111,7 +182,8 @@ def source(trace: Trace, form: Form) -> str:
 def row_block(trace: Trace) -> int:
     """How many rows run side by side."""
     size = sum(node.op not in ("constant", "component") for node in ex.in_order(trace.outputs))
-    return ROWS_OF_LARGE if size > LARGE or len(trace.outputs) > 6 else ROWS
+    fitting = max(1, REGISTERS // (trace.dim + len(trace.outputs)))
+    return min(ROWS if size <= LARGE else 2, fitting)
 
 
 class _Writer:
@@ -138,31 +210,14 @@ class _Writer:
         ops = {node.op for node in self.nodes}
         lines = [f"LIBRARY real {f}{self.suffix}(real);" for f in _LIBRARY if f in ops]
         lines += [f"LIBRARY real {f}{self.suffix}(real, real);" for f in _LIBRARY_OF_TWO if f in ops]
-        return "\n".join(lines) + "\n" + (self._exp() if "exp2" in ops else "")
+        own = [self._series(_EXP, _EXP2, "r")] if "exp2" in ops else []
+        own += [self._series(_LOG, _LOG2, "u")] if "log2" in ops else []
+        return "\n".join([*lines, *own])
 
-    def _exp(self) -> str:
-        *others, last = _EXP2[self.form.dtype]
-        steps = "\n    ".join(f"p = FMA(p, r, {c});" for c in reversed(others))
-        # Adding 1.5 · 2^mantissa leaves the nearest whole number in the low bits of the sum.
-        limits = {
-            True: {
-                "s": "f",
-                "low": "-126.0",
-                "high": "127.5",
-                "magic": "12582912.0",
-                "mantissa": 23,
-                "one": "0x3f800000u",
-            },
-            False: {
-                "s": "",
-                "low": "-1022.0",
-                "high": "1023.5",
-                "magic": "6755399441055744.0",
-                "mantissa": 52,
-                "one": "0x3ff0000000000000ull",
-            },
-        }[self.single]
-        return _EXP.format(last=last, steps=steps, **limits)
+    def _series(self, form: str, coefficients: dict[torch.dtype, tuple[str, ...]], variable: str) -> str:
+        *others, last = coefficients[self.form.dtype]
+        steps = "\n    ".join(f"p = FMA(p, {variable}, {c});" for c in reversed(others))
+        return form.format(last=last, steps=steps, **_BITS[self.form.dtype])
 
     # One tile of atoms, for the rows of a block --------------------------------------------------------------------
 
@@ -257,6 +312,9 @@ class _Writer:
             return f"{args[0]} ? {args[1]} : {args[2]}"
         if node.op in ("max", "min"):
             return self._extremum(node, args)
+        if node.op == "log2":
+            # Above 0 for certain, there is nothing to tell apart.
+            return f"log2_({args[0]}, {int(not ex.lower_bound(node.args[0]) > 1e-30)})"
         if node.op == "exp2":
             return f"exp2_({args[0]}, {int(not ex.is_non_positive(node.args[0]))})"
         if node.op in _BUILTIN:
@@ -358,5 +416,17 @@ void sums(const real *x, const real *y, const real *w, const int64_t *own, int64
 
 
 def _in_base_two(node: Expression, args: Sequence[Expression]) -> Expression | None:
-    """exp(x) as 2^(x log₂ e), where the factor joins constants that are there already."""
-    return ex.unary("exp2", ex.multiply(ex.constant(1 / math.log(2)), args[0])) if node.op == "exp" else None
+    """Logarithms and exponentials, where the factor log₂ e joins constants that are there already.
+
+    x^p = 2^(p log₂ x) has the error (1 + |p log₂ x|) ε; the library's own takes several times as long.
+    """
+    if node.op == "exp":
+        return ex.unary("exp2", ex.multiply(_LOG2_E, args[0]))
+    if node.op == "log":
+        return ex.multiply(_LN_2, ex.unary("log2", args[0]))
+    if node.op == "pow" and args[1].is_constant and (ex.is_non_negative(args[0]) or not args[1].value.is_integer()):
+        return ex.unary("exp2", ex.multiply(args[1], ex.unary("log2", args[0])))
+    return None
+
+
+_LOG2_E, _LN_2 = ex.constant(1 / math.log(2)), ex.constant(math.log(2))

@@ -507,7 +507,6 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "square": lambda x: _mul(x, x),
     "reciprocal": _reciprocal,
     "rsqrt": lambda x: _reciprocal(_sqrt(x)),
-    "log2": lambda x: _mul(1 / math.log(2), _log(x)),
     "log10": lambda x: _mul(1 / math.log(10), _log(x)),
     "sgn": _sign,
     "frac": lambda x: _sub(x, _unary("trunc")(x)),
@@ -611,6 +610,9 @@ def _is_slope(kernel: Kernel) -> bool:
     return kernel.potential is not None and kernel.function == kernel.potential._gradient
 
 
+_CONSTANT_MODULES = ("torch", "math", "numpy")
+
+
 def identity(value: Any, depth: int = 8) -> Hashable | None:
     """Equal for functions that do the same: code, defaults, and what they close over or find in their module.
 
@@ -620,8 +622,13 @@ def identity(value: Any, depth: int = 8) -> Hashable | None:
         return (type(value).__name__, value)
     if isinstance(value, float):
         return ("float", value.hex())
-    if isinstance(value, (types.ModuleType, types.BuiltinFunctionType, type)) or depth == 0:
-        return ("object", value) if depth else None
+    if depth == 0:
+        return None
+    if isinstance(value, types.ModuleType):
+        # What a module of the user holds may change.
+        return ("object", value) if value.__name__.partition(".")[0] in _CONSTANT_MODULES else None
+    if isinstance(value, (types.BuiltinFunctionType, type)):
+        return ("object", value)
     if isinstance(value, (tuple, frozenset)):
         return _all("tuple", value, depth)
     if isinstance(value, functools.partial):
