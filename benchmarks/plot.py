@@ -34,14 +34,13 @@ PANELS = {
 }
 
 
-def draw(record: Row, path: Path) -> None:
+def draw(record: Row, path: Path, device: str = "cpu") -> None:
     """One panel for each workload; ours solid, others thin, the machine's ceilings dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    device = next((row["device"] for row in record["workloads"]), "cpu")
     rows = [
         row
         for row in record["workloads"]
@@ -51,8 +50,8 @@ def draw(record: Row, path: Path) -> None:
     figure, panels = plt.subplots(1, len(shown), figsize=(5.4 * len(shown), 5.2), layout="constrained", squeeze=False)
     for axes, letter in zip(panels[0], shown, strict=True):
         panel(axes, letter, [row for row in rows if row["workload"] == letter])
-    machine = record["machines"][0]
-    where = machine["gpu"] if device == "cuda" else f"{machine['processor']}, one thread"
+    machine = next(m for m in record["machines"] if (m["device"] == "cpu") == (device == "cpu"))
+    where = machine["device"] if device == "cuda" else f"{machine['processor']}, one thread"
     figure.suptitle(f"Cost of an Euler step, float32; {where}, torch {machine['versions']['torch']}", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -161,6 +161,6 @@ def test_targets_are_judged_from_the_rows() -> None:
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     rows = [row("B", by, n, 1e-10 * n**2) for by in ("mfsde compiled", "KeOps") for n in (1000, 10_000)]
-    machine = {"gpu": "no GPU", "processor": "a processor", "versions": {"torch": torch.__version__}}
+    machine = {"device": "cpu", "processor": "a processor", "versions": {"torch": torch.__version__}}
     plot.draw({"workloads": rows, "machines": [machine]}, tmp_path / "docs" / "performance.png")
     assert (tmp_path / "docs" / "performance.png").stat().st_size > 10_000
