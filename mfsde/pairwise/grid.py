@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -42,7 +43,7 @@ SAMPLE = 64
 FAR = 1 << 12
 
 # Particles whose stencils are formed at once: they stay in the processor's cache.
-BLOCK = 1 << 12
+BLOCK = 1 << 14
 
 # Stencils of a cloud are kept between spreading and interpolation up to this many nodes (24 MiB).
 KEPT_NODES = 1 << 21
@@ -128,9 +129,10 @@ class Grid(Strategy):
         if box is None:
             return x.new_full((*x.shape[:2], *plan.out), math.nan)
         transform = plan.transform(kernel, box, points)
-        stencils = _Stencils(points, box)
+        memory = _memory_for(x, points, pairs.weights, transform)
+        stencils = _Stencils(points, box, memory)
         field = _field(_spread(stencils, pairs.weights, box), transform, box)
-        sums = _interpolate(stencils if _is_same(x, points) else _Stencils(x, box), field)
+        sums = _interpolate(stencils if _is_same(x, points) else _Stencils(x, box, memory), field)
         sums = sums.reshape(len(field), *x.shape[:2]).movedim(0, -1).reshape(*x.shape[:2], *plan.out)
         if pairs.own is None:
             return sums
@@ -178,6 +180,11 @@ class _Plan:
             low, high = min(e[0] for e in ends), max(e[1] for e in ends)
             if not (math.isfinite(low) and math.isfinite(high)):
                 return None
+            if max(-low, high) / self.spacing * torch.finfo(clouds[0].dtype).eps > 0.1:
+                raise ValueError(
+                    f"Grid: positions up to {max(-low, high):.3g} are rounded too coarsely in {clouds[0].dtype} to be placed "
+                    f"within cells of {self.spacing:.3g}. Move the origin to the particles, or use float64."
+                )
             # The device may round a quotient otherwise than the host: one more node on each side.
             start = math.floor(low / self.spacing) - order // 2
             n = math.floor(high / self.spacing) + order // 2 + 2 - start
@@ -277,10 +284,12 @@ def _smooth(n: int) -> int:
 class _Stencils:
     """The p^d nodes around each particle and their weights, (p^d, B) and (p^d, B), block by block of all replicas."""
 
-    def __init__(self, x: Tensor, box: _Box) -> None:
+    def __init__(self, x: Tensor, box: _Box, memory: _Memory | None) -> None:
         self.x = x.reshape(-1, x.shape[-1])
         self.box = box
+        self.memory = memory
         self.per_replica = x.shape[1]
+        self._spacing, self._first = (x.new_tensor(v).unsqueeze(1) for v in (box.spacing, box.first))
         self._keeps = len(self.x) * box.order ** len(box.sizes) <= KEPT_NODES
         self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -292,36 +301,47 @@ class _Stencils:
                 self._blocks[start] = nodes, weights
             yield rows, nodes, weights
 
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor | None:
+        """Memory for the result of an operation; None where it allocates its own."""
+        return None if self.memory is None else self.memory.take(name, shape, dtype or self.x.dtype)
+
     def _block(self, rows: slice) -> tuple[Tensor, Tensor]:
-        x, box = self.x[rows], self.box
-        nodes, weights = self._component(x, 0)
-        if len(box.sizes) == 2:
-            second, factors = self._component(x, 1)
-            nodes = (nodes.mul_(box.sizes[1]).unsqueeze(1) + second).flatten(0, 1)
-            weights = (weights.unsqueeze(1) * factors).flatten(0, 1)
+        box, place = self.box, rows.start if self._keeps else 0
+        at = self.x[rows].T / self._spacing
+        d, n = at.shape
+        shape = (box.order,) * d + (n,)
+        nodes = self._nodes(at.detach().floor() - self._first, self.take(f"nodes {place}", shape, torch.int64))
         if len(self.x) > self.per_replica:
-            replica = torch.arange(rows.start, rows.start + len(x), device=x.device) // self.per_replica
+            replica = torch.arange(rows.start, rows.start + n, device=at.device) // self.per_replica
             nodes += replica * math.prod(box.sizes)
-        return nodes, weights
+        if d == 1:
+            weights = _weights(at, box.order, self.take(f"weights {place}", (box.order, 1, n)))
+            return nodes, weights[:, 0]
+        each = _weights(at, box.order, self.take("weights of components", (box.order, d, n)))
+        out = self.take(f"weights {place}", shape)
+        return nodes.flatten(0, 1), torch.mul(each[:, 0].unsqueeze(1), each[:, 1], out=out).flatten(0, 1)
 
-    def _component(self, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        """(p, B), (p, B)."""
-        h, n, p = self.box.spacing[i], self.box.sizes[i], self.box.order
-        at = x[:, i] / h
-        offsets = torch.arange(1 - p // 2, 1 + p // 2, device=x.device).unsqueeze(1)
-        nodes = at.detach().floor().long() + (offsets - self.box.first[i])
-        if self.box.is_periodic[i]:
-            nodes = nodes.remainder_(n)
-        return nodes, _weights(at, p)
+    def _nodes(self, cells: Tensor, out: Tensor | None) -> Tensor:
+        """Numbers of the nodes around cells, (d, B) -> (p, B) or (p, p, B)."""
+        sizes, p = self.box.sizes, self.box.order
+        offsets = torch.arange(1 - p // 2, 1 + p // 2, device=cells.device).unsqueeze(1)
+        if any(self.box.is_periodic):
+            each = [(cell.long() + offsets).remainder_(n) for cell, n in zip(cells, sizes, strict=True)]
+            return each[0] if len(each) == 1 else torch.add(each[0].mul_(sizes[1]).unsqueeze(1), each[1], out=out)
+        if len(sizes) == 1:
+            return torch.add(cells[0].long(), offsets, out=out)
+        # Below 2^24, so exact in single precision too.
+        numbers = torch.add(cells[1], cells[0], alpha=sizes[1]).long()
+        return torch.add(numbers, offsets.unsqueeze(1) * sizes[1] + offsets, out=out)
 
 
-def _weights(at: Tensor, p: int) -> Tensor:
-    """φ at the p nodes around positions in units of the spacing, by Horner's rule.    (p, B)."""
+def _weights(at: Tensor, p: int, out: Tensor | None = None) -> Tensor:
+    """φ at the p nodes around positions in units of the spacing, by Horner's rule.    (d, B) -> (p, d, B)."""
     within = at - at.detach().floor()
-    c = _pieces(p).to(at)
-    weights = torch.addcmul(c[-2].unsqueeze(1), c[-1].unsqueeze(1), within)
+    c = _pieces_like(p, at.dtype, at.device)
+    weights = torch.addcmul(c[-2], c[-1], within, out=out)
     for k in range(p - 3, -1, -1):
-        weights = torch.addcmul(c[k].unsqueeze(1), weights, within)
+        weights = torch.addcmul(c[k], weights, within, out=out)
     return weights
 
 
@@ -330,7 +350,8 @@ def _spread(stencils: _Stencils, masses: Tensor, box: _Box) -> Tensor:
     masses = masses.reshape(-1)
     total = masses.new_zeros(len(masses) // stencils.per_replica * math.prod(box.sizes))
     for rows, nodes, weights in stencils:
-        total = total.scatter_add_(0, nodes.flatten(), (weights * masses[rows]).flatten())
+        shares = torch.mul(weights, masses[rows], out=stencils.take("values", tuple(weights.shape)))
+        total = total.scatter_add_(0, nodes.flatten(), shares.flatten())
     return total.reshape(-1, *box.sizes)
 
 
@@ -338,9 +359,35 @@ def _interpolate(stencils: _Stencils, field: Tensor) -> Tensor:
     """Σ_a φ_a(x_i) field_a.    (out, R·M)."""
     parts = []
     for _, nodes, weights in stencils:
-        values = field.index_select(1, nodes.flatten()).reshape(len(field), *nodes.shape)
-        parts.append((values * weights).sum(1))
+        out = stencils.take("values", (len(field), nodes.numel()))
+        values = torch.index_select(field, 1, nodes.flatten(), out=out).reshape(len(field), *nodes.shape)
+        values = values * weights if out is None else values.mul_(weights)
+        parts.append(values.sum(1))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+class _Memory(threading.local):
+    """Temporaries of a thread, used again at each call: fresh pages would cost as much as the sums."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor of this shape, with anything in it."""
+        size = math.prod(shape)
+        found = self.kept.get((name, dtype))
+        if found is None or len(found) < size:
+            found = self.kept[name, dtype] = torch.empty(size, dtype=dtype)
+        return found[:size].view(shape)
+
+
+_MEMORY = _Memory()
+
+
+def _memory_for(*tensors: Tensor) -> _Memory | None:
+    """None where operations are recorded or compiled, and on devices that keep freed memory themselves."""
+    recorded = torch.is_grad_enabled() and any(z.requires_grad for z in tensors)
+    return None if recorded or torch.compiler.is_compiling() or tensors[0].device.type != "cpu" else _MEMORY
 
 
 def _at_itself(x: Tensor, transform: Tensor, box: _Box) -> Tensor:
@@ -354,11 +401,9 @@ def _at_itself(x: Tensor, transform: Tensor, box: _Box) -> Tensor:
         c = twice * half.reshape(-1, *(1,) * (d - i))
     parts = []
     for points in x.reshape(-1, d).split(BLOCK):
-        overlaps = []
-        for i in range(d):
-            weights = _weights(points[:, i] / box.spacing[i], p)
-            overlaps.append(torch.stack([(weights[: p - k] * weights[k:]).sum(0) for k in range(p)]))
-        parts.append(torch.einsum("oa,an->no" if d == 1 else "oab,an,bn->no", c, *overlaps))
+        weights = _weights(points.T / x.new_tensor(box.spacing).unsqueeze(1), p)
+        overlaps = torch.stack([(weights[: p - k] * weights[k:]).sum(0) for k in range(p)])
+        parts.append(torch.einsum("oa,an->no" if d == 1 else "oab,an,bn->no", c, *overlaps.unbind(1)))
     return torch.cat(parts)
 
 
@@ -387,6 +432,12 @@ def _pieces(p: int) -> Tensor:
             new[j + 1, 1:] -= rows[j]
         rows = new / (q - 1)
     return rows.flip(0).T.contiguous()
+
+
+@functools.lru_cache(maxsize=32)
+def _pieces_like(p: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """The same power by power, (p, 1, 1) each."""
+    return [row.reshape(-1, 1, 1).to(device, dtype) for row in _pieces(p)]
 
 
 @functools.lru_cache(maxsize=32)
