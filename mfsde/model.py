@@ -27,7 +27,7 @@ from .torus import Period, period_lengths
 RESERVED = frozenset(
     {
         *("n_particles", "horizon", "dt", "seed", "n_replicas", "save_every", "keep_particles", "observables"),
-        *("method", "device", "dtype", "noise", "store", "overwrite", "checkpoint_every", "progress"),
+        *("method", "device", "dtype", "noise", "store", "overwrite", "checkpoint_every", "compile", "progress"),
         *("time", "replica", "particle", "component", "position", "weight", "parent", "events", "step"),
         "interaction_error",
     }

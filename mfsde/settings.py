@@ -7,6 +7,7 @@ import operator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .noise import Noise
@@ -14,7 +15,7 @@ from .noise import Noise
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 # Settings that an ordinary run does not record, so that its digest does not know the words.
-WHERE_SET = frozenset({"antithetic", "precision"})
+WHERE_SET = frozenset({"antithetic", "precision", "compile"})
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Settings:
     checkpoint_every: int | None
     antithetic: bool = False
     precision: str | None = None
+    compile: bool = False
 
     @classmethod
     def checked(
@@ -56,6 +58,7 @@ class Settings:
         dtype: Any,
         noise: Any,
         checkpoint_every: Any,
+        compile: Any = False,
     ) -> Settings:
         """Settings from a call's arguments.
 
@@ -80,6 +83,7 @@ class Settings:
             antithetic=keyed.antithetic,
             precision=None if keyed.precision is None else _dtype(keyed.precision),
             checkpoint_every=None if checkpoint_every is None else _count("checkpoint_every", checkpoint_every, 1),
+            compile=_flag("compile", compile),
         )
         _check_whole_steps(settings)
         _check_pairs(settings)
@@ -141,6 +145,12 @@ def _count(name: str, value: Any, least: int) -> int:
     if number < least:
         raise ValueError(f"{name} = {number}; expected a whole number >= {least}.")
     return number
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} = {value!r}; expected True or False.")
+    return bool(value)
 
 
 def _positive(name: str, value: Any) -> float:
