@@ -203,23 +203,27 @@ class Timed:
 
     def calibrate(self, effort: Effort, device: str) -> None:
         """How many steps; what the first calls took beyond later ones is compiling."""
-        first = seconds(partial(self.run, 1), device)
-        again = seconds(partial(self.run, 1), device)
-        more = seconds(partial(self.run, 5), device) if first < effort.call else None
-        if more is not None:
-            more = min(more, seconds(partial(self.run, 5), device))
-            self.step = max((more - again) / 4, 1e-7)
-        else:
-            # One step is long, or compiling was: a second look tells which.
-            self.step = max(again, 1e-7)
+
+        def taken(steps: int) -> float:
+            return seconds(partial(self.run, steps), device)
+
+        first, again = taken(1), taken(1)
+        self.compiling = max(first - again, 0.0)
+        count = 4 if again < effort.call else 1
+        warm = taken(1 + count)
+        more = min(warm, taken(1 + count)) if again < effort.call else warm
+        # Some compile for each number of steps.
+        self.compiling += warm - more
+        # A long start hides a few steps: more of them, until they show.
+        while more - again < 0.2 * again and count < effort.most_steps:
+            count = min(8 * count, effort.most_steps)
+            more = taken(1 + count)
+        self.step = max((more - again) / count, 1e-7)
         # A start that outweighs the steps would leave their difference to its own spread.
         wanted = max(effort.call, min(2 * again, 6 * effort.call))
         self.steps = 1 + max(1, min(effort.most_steps, int(wanted / self.step)))
-        self.compiling = max(first - again, 0.0)
         if again < effort.call:
-            # Some compile for each number of steps.
-            warm = seconds(partial(self.run, self.steps), device)
-            self.compiling += max(warm - seconds(partial(self.run, self.steps), device), 0.0)
+            taken(self.steps)
 
     def measured(self, step: float, start: float) -> None:
         self.step, self.start = step, start
