@@ -71,7 +71,7 @@ KERNELS = {
     "central": Kernel(lambda z: z * torch.sigmoid(-z.norm(dim=-1, keepdim=True))),
     "matrix valued": Kernel(lambda z: z.unsqueeze(-1) * z.unsqueeze(-2) * gaussian(z)[..., None, None]),
     "field": Kernel(Anisotropic(MATRIX).kernel),
-    "constant": Kernel(lambda z: torch.ones_like(z)),
+    "written gradient": Kernel(lambda z: Kernel(gaussian).slope(z) + torch.ones_like(z)),
 }
 every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
@@ -347,6 +347,8 @@ def centred(z: Tensor) -> Tensor:
         (lambda z: z.reshape(-1, 2).sum(-1), "returned shape"),
         (lambda z: z @ torch.ones(3, dtype=z.dtype), "raised RuntimeError on a probe"),
         (lambda z: (PARAMETER * z).sum(-1), "requires a gradient"),
+        (lambda z: gaussian(z) * PARAMETER.exp(), "requires a gradient"),
+        (Kernel(lambda z: (PARAMETER * z.square()).sum(-1)).slope.function, "requires a gradient"),
     ],
 )
 def test_kernels_that_are_no_expressions_are_refused_with_the_reason(function, why):
@@ -449,12 +451,19 @@ class Frozen:
         return self.rate * z
 
 
-def test_tensors_that_change_are_read_again():
+@pytest.mark.parametrize("of_rate", [lambda rate: rate, lambda rate: (rate + rate.square()).sum()])
+def test_tensors_that_change_are_read_again(of_rate):
     rate = torch.tensor([0.5], dtype=FLOAT64)
-    kernel, pairs = Kernel(lambda z: (rate * z).sum(-1)), some_pairs(n=6, m=3)
-    before = Compiled().sums(kernel, pairs)
+    kernel, pairs = Kernel(lambda z: (of_rate(rate) * z).sum(-1)), some_pairs(n=6, m=3)
+    before = Compiled().sums(kernel, pairs) / of_rate(rate)
     rate.mul_(2)
-    torch.testing.assert_close(Compiled().sums(kernel, pairs), 2 * before)
+    torch.testing.assert_close(Compiled().sums(kernel, pairs), of_rate(rate) * before)
     rate.requires_grad_()
     with pytest.raises(ValueError, match="requires a gradient"):
         Compiled().sums(kernel, pairs)
+
+
+def test_constants_that_a_kernel_makes_itself_are_no_tensors_of_others():
+    found = trace.trace(Kernel(lambda z: (z * torch.tensor([1.0, 2.0]) + torch.ones(2)).sum(-1)), torch.zeros(2))
+    assert found.tensors == ()
+    assert [t is MATRIX for t, _ in trace.trace(KERNELS["field"], torch.zeros(2)).tensors] == [True]

@@ -101,9 +101,9 @@ def test_without_the_centre_it_would_be_lost(monkeypatch):
 
 
 def test_blocks_of_rows_and_threads_change_no_bit(monkeypatch):
-    kernel, pairs = KERNELS["quartic force"][0], some_pairs(2, n=9000, dtype=FLOAT32, own=True)
+    kernel, pairs = KERNELS["quartic force"][0], some_pairs(2, n=34_000, dtype=FLOAT32, own=True)
     whole = Moments().sums(kernel, pairs)
-    monkeypatch.setattr(moments, "ROWS_FLOATS", 1000)
+    monkeypatch.setattr(moments, "MONOMIAL_FLOATS", 1)
     torch.set_num_threads(2)
     assert torch.equal(Moments().sums(kernel, pairs), whole)
     rows = torch.arange(17, 4100)

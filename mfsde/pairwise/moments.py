@@ -22,8 +22,9 @@ HIGHEST_DEGREE = 6
 MOST_MONOMIALS = 1000
 # Sums over atoms go in blocks of this many, so that threads and other replicas do not change their rounding.
 BLOCK = 4096
-# Monomials of a block of rows hold at most this many floats.
-ROWS_FLOATS = 1 << 20
+# Monomials of some rows or atoms hold at most this many floats (16 MiB in float32), and stay in the cache if they can.
+MONOMIAL_FLOATS = 1 << 22
+ROWS = 8 * BLOCK
 
 Index = tuple[int, ...]
 Polynomial = Mapping[Index, float]
@@ -168,11 +169,10 @@ def _degree(polynomials: Sequence[Polynomial]) -> int:
 def _expanded(polynomials: Sequence[Polynomial], pairs: Pairs) -> Tensor:
     """Σ_α c_α Σ_{β≤α} binom(α, β) x^β Σ_j w_j (-y_j)^{α-β}, x and y about a common centre.    (R, M, outputs)."""
     centre = _centre(pairs)
-    y = [(centre[..., k] - pairs.points[..., k]) for k in range(pairs.x.shape[-1])]
     lower = sorted({beta for p in polynomials for alpha in p for beta in _below(alpha)}, key=lambda i: (sum(i), i))
-    moments = _moments(lower, y, pairs.weights)
+    moments = _moments(lower, centre, pairs)
     coefficients = [_coefficients(p, moments) for p in polynomials]
-    rows = max(1, ROWS_FLOATS // max(1, len(lower) * len(pairs.x)))
+    rows = _chunk(lower, len(pairs.x))
     parts = []
     for begin in range(0, pairs.x.shape[1], rows):
         x = pairs.x[:, begin : begin + rows]
@@ -200,15 +200,28 @@ def _below(alpha: Index) -> list[Index]:
     return list(itertools.product(*(range(a + 1) for a in alpha)))
 
 
-def _moments(indices: Sequence[Index], y: Sequence[Tensor], weights: Tensor) -> dict[Index, Tensor]:
-    """Σ_j w_j y_j^γ in double precision.    (R,) each."""
-    uniform = _is_uniform(weights)
-    moments = {}
-    for index, monomial in _monomials(indices, y, None if uniform else weights):
-        total = weights.new_full((len(weights),), float(weights.shape[-1])) if monomial is None else None
-        total = _total_over_atoms(monomial) if total is None else total  # type: ignore[arg-type]
-        moments[index] = total.double() * weights[:, 0].double() if uniform else total.double()
-    return moments
+def _chunk(indices: Sequence[Index], replicas: int) -> int:
+    """Rows or atoms whose monomials are held at a time: whole blocks."""
+    fitting = MONOMIAL_FLOATS // max(1, len(indices) * replicas) // BLOCK * BLOCK
+    return max(BLOCK, min(ROWS, fitting))
+
+
+def _moments(indices: Sequence[Index], centre: Tensor, pairs: Pairs) -> dict[Index, Tensor]:
+    """Σ_j w_j (-y_j)^γ in double precision.    (R,) each."""
+    n, weights = pairs.points.shape[1], pairs.weights
+    chunk, uniform = _chunk(indices, len(pairs.x)), _is_uniform(weights)
+    totals: dict[Index, Tensor] = {}
+    for begin in range(0, n, chunk):
+        part = slice(begin, begin + chunk)
+        y = [centre[..., k] - pairs.points[:, part, k] for k in range(pairs.x.shape[-1])]
+        for index, monomial in _monomials(indices, y, None if uniform else weights[:, part]):
+            if monomial is not None:
+                total = _total_over_atoms(monomial)
+                totals[index] = totals[index] + total if begin else total
+    if not uniform:
+        return totals
+    mass = weights[:, 0].double()
+    return {i: mass * totals[i] if i in totals else mass * n for i in indices}
 
 
 def _monomials(
@@ -248,13 +261,16 @@ def _evaluated(
     indices: Sequence[Index], coefficients: Sequence[Mapping[Index, Tensor]], x: Sequence[Tensor], like: Tensor
 ) -> Tensor:
     """Polynomials of the rows, term by term: a matrix product would round differently for other rows."""
-    totals: list[Tensor] = [like.new_zeros(like.shape[:-1]) for _ in coefficients]
+    totals: list[Tensor | None] = [None] * len(coefficients)
     for index, monomial in _monomials(indices, x, None):
         for k, known in enumerate(coefficients):
             if index in known:
-                c = known[index].to(like.dtype).unsqueeze(-1)
-                totals[k] = totals[k] + c if monomial is None else torch.addcmul(totals[k], monomial, c)
-    return torch.stack(totals, dim=-1)
+                c, total = known[index].to(like.dtype).unsqueeze(-1), totals[k]
+                if monomial is None:
+                    totals[k] = c.expand(like.shape[:-1])
+                else:
+                    totals[k] = monomial * c if total is None else torch.addcmul(total, monomial, c)
+    return torch.stack([like.new_zeros(like.shape[:-1]) if t is None else t for t in totals], dim=-1)
 
 
 def _own_terms(polynomials: Sequence[Polynomial], pairs: Pairs) -> Tensor:

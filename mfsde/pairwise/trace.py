@@ -122,12 +122,10 @@ def _traced(kernel: Kernel, dim: int, like: Tensor) -> Trace | UntraceableError:
 def recorded(kernel: Kernel, dim: int, dtype: torch.dtype, device: torch.device) -> Trace:
     """The expressions of a kernel, not yet compared with it."""
     probe = torch.linspace(0.37, 0.91, dim, dtype=dtype, device=device).reshape(1, 1, dim)
-    with torch.enable_grad():
-        if (kernel.potential if _is_slope(kernel) else kernel)(probe).requires_grad:  # type: ignore[misc]
-            raise UntraceableError("it depends on a tensor that requires a gradient, which would be lost")
     recorder = _Recorder()
     recorder.know(probe, np.array([ex.component(k) for k in range(dim)], dtype=object).reshape(1, 1, dim))
-    with recorder, torch.no_grad():
+    # With a graph, so that what derives from a tensor that requires a gradient is seen to require one.
+    with recorder, torch.enable_grad():
         value = kernel(probe)
     if tuple(value.shape[:2]) != (1, 1):
         raise UntraceableError(f"it returned shape {tuple(value.shape)} for differences {tuple(probe.shape)}")
@@ -135,7 +133,7 @@ def recorded(kernel: Kernel, dim: int, dtype: torch.dtype, device: torch.device)
     outputs = tuple(ex.real(e) for e in entries)
     if sum(1 for _ in ex.in_order(outputs)) > LARGEST:
         raise UntraceableError(f"it needs more than {LARGEST} scalar operations per pair")
-    tensors = tuple((t, t._version) for t in recorder.constants)
+    tensors = tuple((t, t._version) for t in recorder.constants.values())
     return Trace(outputs, tuple(value.shape[2:]), dim, tensors)
 
 
@@ -226,7 +224,9 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         # Tensors are kept alive, so that no other takes their identity.
         self._known: dict[int, tuple[Tensor, Array]] = {}
-        self.constants: list[Tensor] = []
+        self._made: dict[int, Any] = {}
+        # Those that the kernel did not make itself.
+        self.constants: dict[int, Tensor] = {}
 
     def know(self, tensor: Tensor, entries: Array) -> None:
         self._known[id(tensor)] = (tensor, entries)
@@ -246,8 +246,6 @@ class _Recorder(TorchDispatchMode):
             return self._known[id(value)][1]
         if value.numel() > LARGEST:
             raise UntraceableError(f"it closes over a tensor of {value.numel()} entries")
-        if not any(value is t for t in self.constants):
-            self.constants.append(value)
         numbers = value.detach().cpu().reshape(-1).tolist()
         entries = np.empty(len(numbers), dtype=object)
         entries[:] = [ex.constant(v) for v in numbers]
@@ -260,15 +258,21 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise UntraceableError(f"it draws random numbers ({name})")
+        if name != "lift_fresh":
+            self._meet((*args, *kwargs.values()))
         if not (self.depends(args) or self.depends(tuple(kwargs.values()))):
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            for part in result if isinstance(result, (list, tuple)) else [result]:
+                self._made[id(part)] = part
+            return result
         if name not in _OPERATIONS and name.removesuffix("_") not in _OPERATIONS:
             return self._decomposed(func, name, args, kwargs)
         in_place = func._schema.is_mutable
+        # Torch first: where shapes do not fit, its message is the better one.
+        result = func(*args, **kwargs)
         with np.errstate(all="ignore"):
             rule = _OPERATIONS.get(name) or _OPERATIONS[name.removesuffix("_")]
             entries = rule(*self.expressions(args), **{k: self.expressions(v) for k, v in kwargs.items()})
-        result = func(*args, **kwargs)
         if in_place:
             if id(args[0]) not in self._known:
                 raise UntraceableError(f"it writes into a tensor that it did not make from z ({name}); use torch.stack")
@@ -279,6 +283,16 @@ class _Recorder(TorchDispatchMode):
             return result
         self._keep(result, entries, name)
         return result
+
+    def _meet(self, value: Any) -> None:
+        """Remember the tensors that come from outside."""
+        if isinstance(value, (list, tuple)):
+            for part in value:
+                self._meet(part)
+        elif isinstance(value, Tensor) and id(value) not in self._known and id(value) not in self._made:
+            if value.requires_grad:
+                raise UntraceableError("it depends on a tensor that requires a gradient, which would be lost")
+            self.constants[id(value)] = value
 
     def _keep(self, result: Any, entries: Any, name: str) -> None:
         if not isinstance(result, Tensor):
