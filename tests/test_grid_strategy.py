@@ -237,6 +237,15 @@ def test_own_terms_are_left_out(kernel):
     assert relative_error(Grid(1e-3), kernel, pairs) <= 1e-3
 
 
+@every_kernel
+def test_a_single_particle_without_itself_sees_nothing(kernel):
+    """The term left out is the one that the grid added, to rounding."""
+    x = torch.tensor([[[0.3, -0.7]]], dtype=FLOAT64)
+    alone = Pairs(x, x, torch.ones(1, 1, dtype=FLOAT64), own=torch.zeros(1, dtype=torch.int64))
+    size = float(kernel(x).abs().max().detach())
+    assert float(Grid().sums(kernel, alone).detach().abs().max()) <= 1e-12 * (1 + size)
+
+
 def test_many_blocks_of_particles_give_the_same_sums(monkeypatch):
     pairs = some_pairs(100, replicas=2)
     whole = Grid().sums(FORCE, pairs)
@@ -394,7 +403,7 @@ def test_outliers_that_need_too_large_a_grid_are_refused():
 def test_positions_without_digits_left_are_refused():
     pairs = some_pairs(20)
     far = Pairs(pairs.x.float() + 1e7, pairs.points.float() + 1e7, pairs.weights.float())
-    with pytest.raises(ValueError, match="rounded too coarsely in torch.float32"):
+    with pytest.raises(ValueError, match=r"rounded too coarsely in torch\.float32"):
         Grid().sums(FORCE, far)
     there = moved(pairs, torch.full((2,), 1e7, dtype=FLOAT64))
     assert relative_error(Grid(), FORCE, there) <= 1e-3

@@ -109,12 +109,22 @@ class Fourier(Strategy):
         at_zero = scalar(x.new_zeros(1, x.shape[-1]))
         scale = at_zero / len(omega)
         if kernel.potential is None:
-            parts = [c @ cosines + s @ sines for c, s in _waves(x, omega)]
-            sums = scale * torch.cat(parts, 1).squeeze(-1)
+            sums = scale * _combined(x, omega, cosines, sines).squeeze(-1)
             return sums if pairs.own is None else sums - pairs.weights[:, pairs.own] * at_zero
         # sin ω·(x - y) = sin ω·x cos ω·y - cos ω·x sin ω·y; the term left out is zero.
-        parts = [c @ (sines * omega) - s @ (cosines * omega) for c, s in _waves(x, omega)]
-        return scale * torch.cat(parts, 1)
+        return scale * _combined(x, omega, sines * omega, -cosines * omega)
+
+
+def _combined(x: Tensor, omega: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Σ_k a_k cos ω_k·x_i + b_k sin ω_k·x_i.    a, b: (R, D, k) -> (R, M, k)."""
+    if torch.is_grad_enabled() and any(z.requires_grad for z in (x, a, b)):
+        return torch.cat([c @ a + s @ b for c, s in _waves(x, omega)], 1)
+    # Small results between large temporaries would keep the memory of all of them.
+    out, start = x.new_empty(*x.shape[:2], a.shape[-1]), 0
+    for c, s in _waves(x, omega):
+        out[:, start : start + c.shape[1]] = c @ a + s @ b
+        start += c.shape[1]
+    return out
 
 
 def _waves(x: Tensor, omega: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -66,7 +66,7 @@ class Grid(Strategy):
     In the plane the box follows the particles at each step, with nodes at whole multiples of the spacing: its size
     changes rounding only. On CUDA this reads the extent back to the host, and the order of additions, hence
     the rounding, varies from call to call; on a CPU results depend neither on the number of threads nor on
-    the call. A term left out (`own`) is subtracted as the grid sees it, w_i K̂(x_i, x_i).
+    the call. A term left out (`own`) is subtracted as the grid sees it, w_i K̂(x_i, x_i); it is zero for odd K.
 
     Derivatives in x, points, weights and K's parameters are those of the interpolated sums, C^(p-2) in x; they carry
     an error of one order less, several times the tolerance. Vector kernels ∇W are interpolated as they are: the
@@ -134,7 +134,7 @@ class Grid(Strategy):
         field = _field(_spread(stencils, pairs.weights, box), transform, box)
         sums = _interpolate(stencils if _is_same(x, points) else _Stencils(x, box, memory), field)
         sums = sums.reshape(len(field), *x.shape[:2]).movedim(0, -1).reshape(*x.shape[:2], *plan.out)
-        if pairs.own is None:
+        if pairs.own is None or plan.is_odd:
             return sums
         own = pairs.weights[:, pairs.own]
         return sums - own.reshape(own.shape + (1,) * len(plan.out)) * _at_itself(x, transform, box).reshape(sums.shape)
@@ -156,12 +156,13 @@ class _Box(NamedTuple):
 
 @dataclass(eq=False)
 class _Plan:
-    """What is known of a kernel: its spacing, the shape of its values, transforms of its last boxes."""
+    """What is known of a kernel: its spacing, the shape of its values, K(-z) = -K(z), transforms of its last boxes."""
 
     strategy: Grid
     spacing: float
     lengths: tuple[float, ...]
     out: tuple[int, ...]
+    is_odd: bool
     transforms: dict[Any, Tensor]
 
     def box(self, clouds: Sequence[Tensor]) -> _Box | None:
@@ -182,8 +183,8 @@ class _Plan:
                 return None
             if max(-low, high) / self.spacing * torch.finfo(clouds[0].dtype).eps > 0.1:
                 raise ValueError(
-                    f"Grid: positions up to {max(-low, high):.3g} are rounded too coarsely in {clouds[0].dtype} to be placed "
-                    f"within cells of {self.spacing:.3g}. Move the origin to the particles, or use float64."
+                    f"Grid: positions up to {max(-low, high):.3g} are rounded too coarsely in {clouds[0].dtype} to be "
+                    f"placed within cells of {self.spacing:.3g}. Move the origin to the particles, or use float64."
                 )
             # The device may round a quotient otherwise than the host: one more node on each side.
             start = math.floor(low / self.spacing) - order // 2
@@ -221,17 +222,16 @@ def _plan(strategy: Grid, kernel: Kernel, like: Tensor, lengths: tuple[float, ..
     key = (strategy, lengths, like.dtype, like.device)
     if key not in plans:
         with torch.no_grad():
-            out = _checked(kernel, like, lengths)
+            out, is_odd = _checked(kernel, like, lengths)
             spacing = strategy.spacing or _find_spacing(strategy, kernel, _precise(kernel, like), lengths)
-        plans[key] = _Plan(strategy, spacing, lengths, out, {})
+        plans[key] = _Plan(strategy, spacing, lengths, out, is_odd, {})
     return plans[key]
 
 
 def _transform(kernel: Kernel, box: _Box, lengths: Sequence[float], like: Tensor) -> Tensor:
     axes = []
     for i, (h, n) in enumerate(zip(box.spacing, box.sizes, strict=True)):
-        lag = torch.arange(n, dtype=torch.float64)
-        lag = torch.where(lag > n // 2, lag - n, lag)
+        lag = torch.arange(-(n // 2), n // 2 + 1, dtype=torch.float64)
         axes.append(h * (lag if box.is_periodic[i] else _levelled(lag, box.used[i], n / 2)))
     z = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).to(like)
     values = kernel(shortest(z, lengths))
@@ -241,7 +241,13 @@ def _transform(kernel: Kernel, box: _Box, lengths: Sequence[float], like: Tensor
             f'{float(z.detach().norm(dim=-1).max()):.3g}). Write K so that it is finite there, or use strategy="exact".'
         )
     d = len(box.sizes)
-    found: Tensor = torch.fft.rfftn(values.reshape(*box.sizes, -1).movedim(-1, 0), dim=tuple(range(-d, 0)))
+    for i, n in enumerate(box.sizes):
+        if n % 2 == 0:
+            # Half a turn is reached from both sides: their mean keeps odd kernels odd.
+            ends = (values.narrow(i, 0, 1) + values.narrow(i, n, 1)) / 2
+            values = torch.cat([ends, values.narrow(i, 1, n - 1)], i)
+    values = torch.fft.ifftshift(values.reshape(*box.sizes, -1).movedim(-1, 0), dim=tuple(range(-d, 0)))
+    found: Tensor = torch.fft.rfftn(values, dim=tuple(range(-d, 0)))
     for i, n in enumerate(box.sizes):
         filtered = _filter(box.order, n)[: found.shape[i + 1]].square().to(like)
         found = found * filtered.reshape(-1, *(1,) * (d - 1 - i))
@@ -462,8 +468,8 @@ def _guard(p: int, tolerance: float) -> int:
 # The spacing ----------------------------------------------------------------------------------------------------------
 
 
-def _checked(kernel: Kernel, like: Tensor, lengths: Sequence[float]) -> tuple[int, ...]:
-    """The shape of K's values.    ValueError: K(0) is not finite, or K does not act entry by entry."""
+def _checked(kernel: Kernel, like: Tensor, lengths: Sequence[float]) -> tuple[tuple[int, ...], bool]:
+    """The shape of K's values, and whether K is odd.    ValueError: not finite at 0, or not acting entry by entry."""
     at_zero = kernel(like.new_zeros(1, like.shape[-1]))
     if not bool(torch.isfinite(at_zero).all()):
         raise ValueError(
@@ -483,7 +489,7 @@ def _checked(kernel: Kernel, like: Tensor, lengths: Sequence[float]) -> tuple[in
             f"Grid: {kernel.name} depends on which other differences it is given; a grid needs a translation "
             "invariant kernel, K(z) of one difference at a time, (..., d) -> (..., *out). Write it as a drift."
         )
-    return tuple(at_zero.shape[1:])
+    return tuple(at_zero.shape[1:]), torch.equal(kernel(-z), -whole)
 
 
 def _precise(kernel: Kernel, like: Tensor) -> Tensor:
