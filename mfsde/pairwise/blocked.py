@@ -32,14 +32,13 @@ class Blocked(Strategy):
 
 
 def _rows(kernel: Kernel, pairs: Pairs, rows: slice) -> Tensor:
-    inputs = (pairs.x, pairs.points, pairs.weights)
-    if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
+    if torch.is_grad_enabled():
         from torch.utils.checkpoint import checkpoint
 
         def again(x: Tensor, points: Tensor, weights: Tensor) -> Tensor:
             return _sum(kernel, Pairs(x, points, weights, pairs.period, pairs.own), rows)
 
-        return checkpoint(again, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpoint(again, pairs.x, pairs.points, pairs.weights, use_reentrant=False)  # type: ignore[no-any-return]
     return _sum(kernel, pairs, rows)
 
 
