@@ -38,6 +38,7 @@ from .sgd import TIME
 from .solver import integrate
 from .store import Layout, Memory, StoreError, Variable, ZarrStore, load_checkpoint, open_run, read_settings
 from .torus import period_lengths
+from .transfer import Snapshot, travels
 
 Path_ = str | Path
 
@@ -315,8 +316,9 @@ class System:
                 recorder.begin(first, self.x)
                 reached, x = integrate(
                     self.equation, self.x, first, last, Clock(self.settings.dt), self.settings.noise,
-                    self.method, recorder.stops(), recorder.watch, bar.at, interrupted,
+                    self.method, recorder.stops(), recorder.watch, recorder.reporting(bar.at), interrupted,
                 )  # fmt: skip
+            recorder.deliver()
             if reached < last:
                 recorder.checkpoint(reached, x)
                 sink.close("interrupted")
@@ -325,6 +327,8 @@ class System:
         except BaseException as problem:
             # What was committed stays; a sink that failed itself has nothing to add to its own error.
             status = "interrupted" if isinstance(problem, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(Exception):
+                recorder.deliver()
             with contextlib.suppress(StoreError):
                 sink.close(status, error=f"{type(problem).__name__}: {problem}")
             raise
@@ -405,10 +409,15 @@ class System:
 
 
 class _Recorder:
-    """Sends a run's frames and checkpoints to its sink, in order."""
+    """Sends a run's frames and checkpoints to its sink, in order.
+
+    A frame that comes from an accelerator is on its way while steps go on: it is delivered at the next check, and
+    before anything that follows it.
+    """
 
     def __init__(self, system: System, sink: Memory | ZarrStore, first: int, index: int) -> None:
         self._system, self._sink, self._index = system, sink, index
+        self._sent: tuple[int, dict[str, Snapshot]] | None = None
         settings = system.settings
         self._saves = settings.save_steps()
         self._checkpoints = {s for s in settings.checkpoint_steps() if s > first}
@@ -429,11 +438,33 @@ class _Recorder:
         if step in self._checkpoints:
             self.checkpoint(step, x)
 
+    def reporting(self, report: Callable[[int], None]) -> Callable[[int], None]:
+        """`report`, preceded by the delivery of a frame that has arrived."""
+
+        def settle(step: int) -> None:
+            if self._sent is not None and all(part.has_arrived() for part in self._sent[1].values()):
+                self.deliver()
+            report(step)
+
+        return settle
+
+    def deliver(self) -> None:
+        """Hands over the frame that is on its way, if there is one."""
+        if self._sent is not None:
+            (index, frame), self._sent = self._sent, None
+            self._sink.append(index, {name: part.host() for name, part in frame.items()})
+
     def checkpoint(self, step: int, x: Tensor) -> None:
+        self.deliver()
         self._sink.checkpoint(step, self._system.state(x), self._index)
 
     def _append(self, step: int, x: Tensor) -> None:
-        self._sink.append(self._index, self._system.frame(step, x))
+        self.deliver()
+        frame = self._system.frame(step, x)
+        if travels(x):
+            self._sent = self._index, {name: Snapshot(part) for name, part in frame.items()}
+        else:
+            self._sink.append(self._index, frame)
         self._index += 1
         if self._system.equation.parent is not None:
             self._system.equation.trace()

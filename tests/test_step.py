@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mfsde
-from mfsde import compilation
+from mfsde import compilation, run, solver
 from mfsde.clock import Clock
 from mfsde.run import System
 from mfsde.scenarios import DoubleWell, KineticDoubleWell, MeanFieldOU, TwoLayerNetwork
 from mfsde.settings import Settings
 from mfsde.solver import CHECK_EVERY, integrate
 from mfsde.store import ZarrStore
+from mfsde.transfer import Snapshot
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: its steps are untested here")
 
@@ -353,6 +354,61 @@ def test_a_compiled_step_is_a_few_launches(n, most):
     integrate(*steps(MeanFieldOU(), "euler", 2, "cuda", n))
     # The check, its copy and the last frame are a few more in each block.
     assert launches_per_step(arguments) <= most + 0.2
+
+
+# Frames that leave the device while steps go on
+
+
+def test_a_snapshot_is_what_the_tensor_was():
+    x = torch.arange(12.0).reshape(2, 6)
+    whole, part = Snapshot(x), Snapshot(x[:, :3])
+    before = x.clone()
+    x.zero_()
+    assert whole.has_arrived()
+    assert torch.equal(whole.host(), before)
+    assert torch.equal(part.host(), before[:, :3])
+    assert part.host().is_contiguous()
+    assert part.host().untyped_storage().nbytes() == 6 * 4
+
+
+@needs_cuda
+def test_a_snapshot_on_cuda_is_what_the_tensor_was():
+    x = torch.randn(2**24, device="cuda")
+    before = x.cpu()
+    for _ in range(5):
+        found = Snapshot(x)
+        x.add_(1.0)
+        assert torch.equal(found.host(), before)
+        assert found.has_arrived()
+        assert found.host().is_pinned()
+        before = x.cpu()
+
+
+SAVED: dict[str, Any] = {**SEASON, "save_every": 3, "checkpoint_every": 5, "observables": ["mean"], "n_particles": 50}
+
+
+@pytest.mark.parametrize("check_every", [1, 64])
+def test_frames_on_their_way_come_in_order_and_unchanged(check_every, tmp_path: Path, monkeypatch):
+    expected = mfsde.simulate(Season(), **SAVED, store=tmp_path / "here.zarr")
+    monkeypatch.setattr(run, "travels", lambda x: True)
+    monkeypatch.setattr(solver, "CHECK_EVERY", check_every)
+    assert mfsde.simulate(Season(), **SAVED).equals(expected)
+    assert mfsde.simulate(Season(), **SAVED, store=tmp_path / "away.zarr").equals(expected)
+
+
+def test_a_frame_on_its_way_is_kept_when_the_run_fails(tmp_path: Path, monkeypatch):
+    @dataclass(frozen=True)
+    class Failing(Season):
+        def drift(self, t, x, mu):
+            if t > 0.5:
+                raise ZeroDivisionError
+            return super().drift(t, x, mu)
+
+    monkeypatch.setattr(run, "travels", lambda x: True)
+    with pytest.raises(ZeroDivisionError):
+        mfsde.simulate(Failing(), **{**SAVED, "checkpoint_every": None}, store=tmp_path / "run.zarr")
+    # Steps 0, 3, 6 and 9; the drift fails in the step from 11.
+    assert mfsde.open_run(tmp_path / "run.zarr").time.values.tolist() == [0.0, 0.15, 0.3, 0.45]
 
 
 @pytest.fixture(autouse=True)
