@@ -61,7 +61,7 @@ class Effort:
     most_steps: int = 2000
 
 
-EFFORT = {False: Effort(0.12, 5, 1.5, 6.0), True: Effort(0.03, 3, 0.1, 0.1)}
+EFFORT = {False: Effort(0.12, 5, 1.2, 6.0), True: Effort(0.03, 3, 0.1, 0.1)}
 COMPILED = ("JAX", "diffrax", "numba", "KeOps", "SiSyPHE", "mfsde compiled", "mfsde, compiled", "mfsde keops")
 # Repeats of a step that takes long: a median of three.
 FEW = 3

@@ -24,7 +24,7 @@ def in_process(names: Iterable[str], threads: int, device: str, quick: bool) -> 
     with tempfile.TemporaryDirectory() as folder:
         # What others keep compiled from earlier runs would make compiling look free.
         caches = {"XDG_CACHE_HOME": folder, "KEOPS_CACHE_FOLDER": folder}
-        environment = os.environ | dict.fromkeys(VARIABLES, str(threads)) | caches
+        environment = os.environ | dict.fromkeys(VARIABLES, str(threads)) | ({} if quick else caches)
         out = Path(folder) / "found.json"
         asked = {"names": list(names), "threads": threads, "device": device, "quick": quick, "out": str(out)}
         subprocess.run([sys.executable, "-m", "benchmarks.session", json.dumps(asked)], env=environment, check=True)

@@ -50,7 +50,7 @@ def competitors() -> list[Competitor]:
         Competitor("mfsde, drift in three operations", {"A": casual}, devices=BOTH),
     ]
     if "compile" in inspect.signature(mfsde.simulate).parameters:
-        found.append(Competitor("mfsde, compiled", dict.fromkeys("AC", compiled), devices=BOTH))
+        found.append(Competitor("mfsde, compiled", {"A": compiled}, devices=BOTH))
     return found + [pairwise(name, *rest) for name, *rest in strategies()]
 
 
