@@ -246,6 +246,15 @@ def test_a_single_particle_without_itself_sees_nothing(kernel):
     assert float(Grid().sums(kernel, alone).detach().abs().max()) <= 1e-12 * (1 + size)
 
 
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_single_precision_keeps_its_digits_however_many_masses_a_node_collects(replicas):
+    pairs = some_pairs(60000 // replicas, d=1, replicas=replicas)
+    few = Pairs(pairs.points[:, :20], pairs.points, torch.full_like(pairs.weights, replicas / 60000))
+    single = Pairs(few.x.float(), few.points.float(), few.weights.float())
+    exact = Grid(1e-5).sums(FORCE, few).detach()
+    assert float((Grid(1e-5).sums(FORCE, single).detach() - exact).norm() / exact.norm()) <= 1e-5
+
+
 def test_many_blocks_of_particles_give_the_same_sums(monkeypatch):
     pairs = some_pairs(100, replicas=2)
     whole = Grid().sums(FORCE, pairs)
@@ -398,6 +407,14 @@ def test_outliers_that_need_too_large_a_grid_are_refused():
     pairs.points[0, 3] = 1e4
     with pytest.raises(ValueError, match="A few outliers may spread the box"):
         Grid().sums(FORCE, pairs)
+
+
+def test_tolerances_below_rounding_are_refused():
+    pairs = some_pairs(20)
+    single = Pairs(pairs.x.float(), pairs.points.float(), pairs.weights.float())
+    with pytest.raises(ValueError, match=r"below what sums in torch\.float32 are rounded to"):
+        Grid(1e-6).sums(FORCE, single)
+    Grid(1e-6).sums(FORCE, pairs)
 
 
 def test_positions_without_digits_left_are_refused():

@@ -74,7 +74,7 @@ class Grid(Strategy):
     Build the `Kernel` once: what is known of it is kept with the object, and K must not change afterwards.
 
     Args:
-        tolerance: relative error, in [1e-10, 0.1].
+        tolerance: relative error, in [1e-10, 0.1] and at least 64 roundings of the particles' dtype.
         order: p, the number of nodes per component that a particle touches: 4, 6 or 8; chosen from the tolerance if
             None.
         spacing: h, in the units of x, instead of the search. On a torus the next one that divides the period.
@@ -123,6 +123,11 @@ class Grid(Strategy):
             raise ValueError(
                 f'Grid: d = {points.shape[-1]}, and a grid of nodes suits d <= 2. Use strategy="exact", or '
                 "random features (Fourier) for a positive definite kernel."
+            )
+        if self.tolerance < 64 * torch.finfo(points.dtype).eps:
+            raise ValueError(
+                f"Grid: tolerance = {self.tolerance:.3g} is below what sums in {points.dtype} are rounded to. Use "
+                f"float64, or a tolerance of at least {64 * torch.finfo(points.dtype).eps:.1g}."
             )
         plan = _plan(self, kernel, points, tuple(period_lengths(pairs.period, points.shape[-1])))
         box = plan.box([points] if _is_same(x, points) else [points, x])
@@ -299,13 +304,17 @@ class _Stencils:
         self._keeps = len(self.x) * box.order ** len(box.sizes) <= KEPT_NODES
         self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """Rows, the grids of their replicas, nodes numbered from the first of these, weights."""
+        grid = math.prod(self.box.sizes)
         for start in range(0, len(self.x), BLOCK):
             rows = slice(start, start + BLOCK)
             nodes, weights = self._blocks.get(start) or self._block(rows)
             if self._keeps:
                 self._blocks[start] = nodes, weights
-            yield rows, nodes, weights
+            last = min(rows.stop, len(self.x)) - 1
+            grids = slice(start // self.per_replica * grid, (last // self.per_replica + 1) * grid)
+            yield rows, grids, nodes, weights
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor | None:
         """Memory for the result of an operation; None where it allocates its own."""
@@ -319,7 +328,7 @@ class _Stencils:
         nodes = self._nodes(at.detach().floor() - self._first, self.take(f"nodes {place}", shape, torch.int64))
         if len(self.x) > self.per_replica:
             replica = torch.arange(rows.start, rows.start + n, device=at.device) // self.per_replica
-            nodes += replica * math.prod(box.sizes)
+            nodes += (replica - rows.start // self.per_replica) * math.prod(box.sizes)
         if d == 1:
             weights = _weights(at, box.order, self.take(f"weights {place}", (box.order, 1, n)))
             return nodes, weights[:, 0]
@@ -355,18 +364,23 @@ def _spread(stencils: _Stencils, masses: Tensor, box: _Box) -> Tensor:
     """Σ_j w_j φ_a(y_j).    (R, *nodes)."""
     masses = masses.reshape(-1)
     total = masses.new_zeros(len(masses) // stencils.per_replica * math.prod(box.sizes))
-    for rows, nodes, weights in stencils:
+    for rows, grids, nodes, weights in stencils:
         shares = torch.mul(weights, masses[rows], out=stencils.take("values", tuple(weights.shape)))
-        total = total.scatter_add_(0, nodes.flatten(), shares.flatten())
+        if grids.stop - grids.start > nodes.numel():
+            total[grids].scatter_add_(0, nodes.flatten(), shares.flatten())
+        else:
+            # A node that collects the masses of all blocks one by one loses digits.
+            part = masses.new_zeros(grids.stop - grids.start)
+            total[grids] += part.scatter_add_(0, nodes.flatten(), shares.flatten())
     return total.reshape(-1, *box.sizes)
 
 
 def _interpolate(stencils: _Stencils, field: Tensor) -> Tensor:
     """Σ_a φ_a(x_i) field_a.    (out, R·M)."""
     parts = []
-    for _, nodes, weights in stencils:
+    for _, grids, nodes, weights in stencils:
         out = stencils.take("values", (len(field), nodes.numel()))
-        values = torch.index_select(field, 1, nodes.flatten(), out=out).reshape(len(field), *nodes.shape)
+        values = torch.index_select(field[:, grids], 1, nodes.flatten(), out=out).reshape(len(field), *nodes.shape)
         values = values * weights if out is None else values.mul_(weights)
         parts.append(values.sum(1))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
