@@ -26,6 +26,7 @@ from torch import Tensor
 from torchsde._core import methods as torchsde_methods
 from torchsde._core.methods.euler import Euler
 
+from . import pages
 from .clock import Clock
 from .diffusion import along_columns, product
 from .draws import Shuffles
@@ -208,6 +209,8 @@ def integrate(
     """
     if first == last:
         return first, x
+    if x.is_cpu:
+        pages.keep()
     solver = _scheme(equation, x, clock, noise, method.transport)
     march = _March(solver, noise, method, first, x, stops, watch, progress, interrupted)
     # Whole numbers as Python floats cost a microsecond less per comparison; SRK takes square roots of tensors.
