@@ -18,7 +18,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int = 7, dev
     for _ in range(repeats):
         for name, call in calls.items():
             found[name].append(seconds(call, device))
-    return {name: statistics.median(values) for name, values in found.items()}
+    return {name: of(values) for name, values in found.items()}
 
 
 def per_step(
