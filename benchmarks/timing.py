@@ -10,8 +10,13 @@ from functools import partial
 import torch
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int = 7, device: str = "cpu") -> dict[str, float]:
-    """Median seconds of each call. The calls take turns, so that a busy neighbour slows all of them alike."""
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int = 7,
+    device: str = "cpu",
+    of: Callable[[list[float]], float] = statistics.median,
+) -> dict[str, float]:
+    """Median seconds of each call, or another statistic. The calls take turns, so that a busy neighbour slows all of them alike."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()

@@ -112,6 +112,15 @@ def test_libraries_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -
     assert "mfsde" in [c.name for c in found]
 
 
+def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in {"COPIED": 1 << 16, "CACHED": 1 << 12, "MATRIX": 64, "AGAIN": 1}.items():
+        monkeypatch.setattr(ceilings, name, size)
+    unit = ceilings.measured("cpu", quick=True)
+    assert set(UNIT) <= set(unit)
+    assert all(math.isfinite(value) for value in unit.values())
+    assert "GFLOP/s" in ceilings.described(unit)
+
+
 def test_ceilings_count_what_a_step_must_do() -> None:
     assert ceilings.of_step(Case("A", 1000), UNIT) == ("normals", pytest.approx(1e-6))
     assert ceilings.of_step(Case("A", 1000), UNIT | {"copy": 1e-9}) == ("copy", pytest.approx(8e-6))
