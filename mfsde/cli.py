@@ -35,6 +35,8 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any] | None, str]] = {
     "dtype": ("dtype", str, "float32 or float64"),
     "substeps": ("substeps", int, "fine Brownian steps in one step"),
     "antithetic": ("antithetic", None, "give replicas 2j and 2j + 1 opposite noise"),
+    "noise-precision": ("precision", str, "float32: a float64 run on the normals of float32, which cost less"),
+    "compile": ("compile", None, "compile the drift by torch: some seconds, for long runs of many particles"),
     "checkpoint-every": ("checkpoint_every", int, "steps between two checkpoints (default: about 20 in a run)"),
 }
 # Annotations of fields that say how their text is read; other fields take any Python literal, or the text itself.
@@ -590,11 +592,11 @@ def _axes(scenario: Any, texts: Sequence[str]) -> dict[str, list[Any]]:
     return axes
 
 
-def _dtype(name: str) -> Any:
+def _dtype(name: str, option: str = "--dtype") -> Any:
     import torch
 
     if name not in ("float32", "float64"):
-        raise UsageError(f"--dtype {name}: expected float32 or float64.")
+        raise UsageError(f"{option} {name}: expected float32 or float64.")
     return getattr(torch, name)
 
 
@@ -634,10 +636,12 @@ def _chosen(
         )
     if "dtype" in given:
         settings["dtype"] = _dtype(given["dtype"])
-    of_noise = {k: settings.pop(k) for k in ("substeps", "antithetic") if k in settings}
+    if "precision" in given:
+        settings["precision"] = _dtype(given["precision"], "--noise-precision")
+    of_noise = {k: settings.pop(k) for k in ("substeps", "antithetic", "precision") if k in settings}
     if of_noise:
         if "seed" in swept:
-            told = ", ".join(f"--{k}" for k in of_noise)
+            told = ", ".join(f"--{option}" for option, (name, _, _) in SETTINGS.items() if name in of_noise)
             raise UsageError(f"{told} fixes the noise of one seed; it cannot be combined with --over seed=...")
         from . import Noise
 
