@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .measure import EmpiricalMeasure
-from .pairwise.convolution import SAMPLE, error, named, used
+from .pairwise.convolution import SAMPLE, declared, error, named, used
 from .pairwise.kernel import Function, Kernel, Strategy
 from .tape import constant, is_recording, values, variable
 
@@ -301,7 +301,7 @@ def interaction(kernel: Kernel | Function, *, strategy: Strategy | str | None = 
 
     """
     if strategy is not None:
-        kernel = Kernel(kernel.function if isinstance(kernel, Kernel) else kernel, named(strategy))
+        kernel = declared(kernel.function if isinstance(kernel, Kernel) else kernel, named(strategy))
     return Interaction(kernel if isinstance(kernel, Kernel) else Kernel(kernel))
 
 

@@ -296,3 +296,15 @@ def test_the_error_of_a_wrong_force_is_seen(name, monkeypatch):
     monkeypatch.setattr(type(strategy), "sums", lambda self, *args: 1.1 * sums(self, *args))
     if name != "blocked":
         assert (error(kernel, some_measure(2)) > 0.09).all()
+
+
+def test_an_energy_made_anew_at_each_step_has_one_kernel():
+    kernels = [
+        interaction(lambda z, a=a: a * z.square().sum(-1).neg().exp(), strategy=Grid(tolerance=tolerance)).kernel
+        for a, tolerance in ((1.0, 1e-2), (1.0, 1e-2), (2.0, 1e-2), (1.0, 1e-3))
+    ]
+    assert kernels[0] is kernels[1]
+    assert len({id(kernel) for kernel in kernels}) == 3
+    scale = torch.ones(())
+    by_tensor = [interaction(lambda z: scale * gaussian(z), strategy="compiled").kernel for _ in range(2)]
+    assert by_tensor[0] is not by_tensor[1]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from .grid import Grid
 from .keops import KeOps
 from .kernel import Function, Kernel, Pairs, Strategy
 from .moments import Moments, Separable
+from .trace import identity
 
 # What a pair costs in torch operations, in seconds; another machine only moves the choice below.
 SECONDS_PER_PAIR = 1e-8
@@ -87,6 +89,36 @@ def convolve(kernel: Kernel, pairs: Pairs) -> Tensor:
     if not strategy.differentiable and (is_recording() or _needs_graph(pairs)):
         strategy = Blocked()
     return strategy.sums(kernel, pairs)
+
+
+def declared(function: Function, strategy: Strategy | str) -> Kernel:
+    """The kernel of a function and a strategy; the same object for functions that do the same.
+
+    What strategies learn of a kernel they keep with the object, and an energy that is a property makes its functions
+    anew at each step.
+    """
+    if not callable(function) or isinstance(function, Kernel):
+        return Kernel(function, strategy)
+    known = identity(function)
+    return Kernel(function, named(strategy)) if known is None else _declared(_Named(function, known), named(strategy))
+
+
+class _Named:
+    """A function that is equal to those of the same identity."""
+
+    def __init__(self, function: Function, identity: Hashable) -> None:
+        self.function, self.identity = function, identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Named) and self.identity == other.identity
+
+
+@functools.lru_cache(maxsize=64)
+def _declared(named_function: _Named, strategy: Strategy) -> Kernel:
+    return Kernel(named_function.function, strategy)
 
 
 def chosen(kernel: Kernel, pairs: Pairs) -> Strategy:
