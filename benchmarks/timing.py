@@ -16,7 +16,10 @@ def interleaved(
     device: str = "cpu",
     of: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
-    """Median seconds of each call, or another statistic. The calls take turns, so that a busy neighbour slows all of them alike."""
+    """Median seconds of each call, or another statistic.
+
+    The calls take turns, so that a busy neighbour slows all of them alike.
+    """
     found: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()

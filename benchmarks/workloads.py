@@ -100,7 +100,9 @@ class Cloud(mfsde.Law):
         return self._points.shape[-1]
 
     def from_variates(self, z: Tensor) -> Tensor:
-        return torch.tensor(self._points).to(z).reshape(z.shape)
+        # A run that is being planned asks for the first few.
+        few = self._points[: z.shape[0], : z.shape[-2]]
+        return torch.tensor(few).to(z).reshape(z.shape)
 
     def as_measure(self) -> mfsde.EmpiricalMeasure:
         return mfsde.EmpiricalMeasure(torch.tensor(self._points[0], dtype=torch.float64))
