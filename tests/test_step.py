@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mfsde
 from mfsde import compilation, run, solver
 from mfsde.clock import Clock
+from mfsde.replay import Replay
 from mfsde.run import System
 from mfsde.scenarios import DoubleWell, KineticDoubleWell, MeanFieldOU, TwoLayerNetwork
 from mfsde.settings import Settings
@@ -244,6 +245,28 @@ def test_a_machine_without_a_compiler_says_so():
 def test_compile_is_a_yes_or_no(value):
     with pytest.raises(TypeError, match=r"compile = .*; expected True or False"):
         mfsde.simulate(MeanFieldOU(), n_particles=20, horizon=1.0, dt=0.1, seed=0, compile=value)
+
+
+# Normals of float32 in a run of float64
+
+
+def test_a_replay_has_the_mixed_noise_of_its_run():
+    settings: dict[str, Any] = {"n_particles": 40, "horizon": 0.4, "dt": 0.05, "seed": 2, "n_replicas": 2}
+    mixed = mfsde.Noise(2, substeps=2, precision=torch.float32)
+    ends = []
+    for noise in (mixed, mfsde.Noise(2, substeps=2)):
+        checked = Settings.checked(
+            **settings, save_every=None, keep_particles=None, method="euler", device="cpu", dtype=torch.float64,
+            noise=noise, checkpoint_every=None,
+        )  # fmt: skip
+        system = System.start(Season(), checked, ())
+        x, replay = system.x, Replay(system, Season(), None, 0)
+        for step in range(8):
+            x = replay.step(step, x)
+        ends.append(x)
+    run = torch.from_numpy(mfsde.simulate(Season(), **settings, dtype=torch.float64, noise=mixed).position[-1].values)
+    assert float((ends[0] - run).abs().max()) < 1e-13
+    assert 1e-10 < float((ends[1] - run).abs().max()) < 1e-5
 
 
 # Temporaries
