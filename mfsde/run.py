@@ -12,6 +12,7 @@ import inspect
 import itertools
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,12 +28,14 @@ from . import provenance
 from .clock import Clock
 from .draws import Shuffles
 from .measure import EmpiricalMeasure, Law
+from .memory import Plan, View, as_it_is, planned
 from .methods import Method, check_method
 from .model import Equation, fields, has_births, numeric_fields, on_device, parameters, replaced, scenario_name
 from .noise import Noise, Stream
 from .observables import NAMED, Observable, evaluate, interaction_error, is_named, listed, resolve
 from .pairwise.convolution import ahead
 from .progress import Progress
+from .replica_blocks import ReplicaBlocks
 from .settings import Settings, label
 from .sgd import TIME
 from .solver import integrate
@@ -62,6 +65,7 @@ def simulate(
     overwrite: bool = False,
     checkpoint_every: int | None = None,
     compile: bool = False,
+    memory: float | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Solves the interacting N-particle system dX^i = b(t, X^i, m^N) dt + σ(t, X^i, m^N) dW^i.
@@ -92,7 +96,9 @@ def simulate(
         checkpoint_every: steps between two checkpoints to resume from; None: the first and the last step.
         compile: compile the drift with torch.compile, some seconds for each new shape: worth it for drifts of several
             operations on 10⁵ particles or more. Same noise, equal to rounding; refused where torch cannot compile it.
-        progress: a bar with steps/s and time left.
+        memory: bytes that the run may take; None: four fifths of what is available. Where all replicas at once do not
+            fit, the drift is evaluated for some at a time, with the same numbers (attribute `replica_block`).
+        progress: a bar with steps/s and time left, after a line that says what the run needs (`mfsde.plan`).
 
     Returns:
         Dataset with `position(time, replica, particle, component)` and one variable per observable; scalar
@@ -101,6 +107,7 @@ def simulate(
 
     Raises:
         TypeError, ValueError: bad input, refused before the first step.
+        DoesNotFit: the run needs more memory or disk than there is (a MemoryError and a ValueError).
         FileExistsError: the store exists.
         BlowUp: the state stopped being finite; committed frames are kept.
         KeyboardInterrupt: Ctrl-C, after a checkpoint has been written; `resume` continues.
@@ -111,15 +118,38 @@ def simulate(
         keep_particles=keep_particles, method=method, device=device, dtype=dtype, noise=noise,
         checkpoint_every=checkpoint_every, compile=compile,
     )  # fmt: skip
-    system = System.start(scenario, settings, observables)
+    system = _started(scenario, settings, observables, store, memory, progress)
     layout = system.layout()
     if store is None:
-        memory = Memory(layout)
-        system.run(memory, 0, 0, progress)
-        return memory.dataset()
+        frames = Memory(layout)
+        system.run(frames, 0, 0, progress)
+        return frames.dataset()
     disk = ZarrStore.create(store, layout, overwrite)
     system.run(disk, 0, 0, progress)
     return open_run(store)
+
+
+def plan(
+    scenario: Any,
+    *,
+    observables: Iterable[Observable | str] = (),
+    store: Path_ | None = None,
+    memory: float | None = None,
+    **settings: Any,
+) -> Plan:
+    """What `simulate` with the same arguments would take of memory and disk, and whether it fits; runs a few particles.
+
+    Raises:
+        TypeError, ValueError: bad input, as in `simulate`.
+
+    """
+    checked = _settings_of(scenario, {}, settings)
+    found = _planned(scenario, checked, tuple(listed(observables)), store, memory, True)
+    if found is None:
+        # What is wrong with the scenario, which could not be tried, is told by its start.
+        System.start(scenario, checked, observables)
+        raise ValueError(f"{scenario_name(scenario)} starts from no law or measure that tells its dimension.")
+    return found
 
 
 def resume(
@@ -152,7 +182,8 @@ def resume(
         return open_run(store)
     scenario = _recorded_scenario(store, recorded, scenario)
     settings = Settings(**recorded["settings"])
-    system = System.start(scenario, settings, _recorded_observables(store, recorded, scenario, observables))
+    chosen = _recorded_observables(store, recorded, scenario, observables)
+    system = _started(scenario, settings, chosen, store, progress=progress, block=recorded.get("replica_block"))
     return _completed(store, recorded, system, progress)
 
 
@@ -208,13 +239,16 @@ class System:
     method: Method
     observables: tuple[Observable, ...]
     x: Tensor
+    replica_block: int | None = None
 
     @classmethod
-    def start(cls, scenario: Any, settings: Settings, observables: Iterable[Observable | str]) -> System:
-        """The system at step 0, checked."""
+    def start(
+        cls, scenario: Any, settings: Settings, observables: Iterable[Observable | str], view: View = as_it_is
+    ) -> System:
+        """The system at step 0, checked; its equation is the scenario seen through a view."""
         device, dtype = torch.device(settings.device), settings.torch_dtype
         fields(scenario)
-        moved = on_device(scenario, device, dtype)
+        moved = view(on_device(scenario, device, dtype))
         x, weights = _initial(moved, settings, device, dtype)
         method = Method.of(settings.method, has_births(moved))
         if method.reaction == "weights" and weights is None:
@@ -230,7 +264,8 @@ class System:
             from .compilation import compiled  # torch's compiler is loaded where it is asked for
 
             equation.scenario = compiled(equation, method.transport, x, (0.0, settings.horizon / 2))
-        return cls(scenario, equation, settings, method, found, x)
+        block = view.size if isinstance(view, ReplicaBlocks) else None
+        return cls(scenario, equation, settings, method, found, x, block)
 
     def restore(self, store: Path_) -> tuple[int, int]:
         """Takes the state of the last checkpoint; returns its step and the number of frames before it."""
@@ -282,6 +317,7 @@ class System:
             **self._reaction(),
             **self._interactions(),
             **({"compiled": True} if self.settings.compile else {}),
+            **({"replica_block": self.replica_block} if self.replica_block else {}),
             "noise": self.settings.noise.identity(),
             "dtype": self.settings.dtype,
             "device": _device_name(self.x.device),
@@ -494,6 +530,41 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _planned(
+    scenario: Any,
+    settings: Settings,
+    observables: tuple[Observable | str, ...],
+    store: Path_ | None,
+    memory: float | None,
+    always: bool,
+) -> Plan | None:
+    def start(small: Settings, view: View) -> System:
+        return System.start(scenario, small, observables, view)
+
+    return planned(scenario_name(scenario), scenario, settings, start, store, memory, always)
+
+
+def _started(
+    scenario: Any,
+    settings: Settings,
+    observables: Iterable[Observable | str],
+    store: Path_ | None,
+    memory: float | None = None,
+    progress: bool = False,
+    block: int | None = None,
+) -> System:
+    """The system at step 0, its drift in blocks of replicas where it has to be or was; refused if it does not fit."""
+    chosen = tuple(listed(observables))
+    found = _planned(scenario, settings, chosen, store, memory, progress)
+    if found is not None:
+        found.check()
+        block = min(found.replica_block, block or settings.n_replicas)
+        if progress:
+            print(found.line(), file=sys.stderr, flush=True)
+    view = ReplicaBlocks(block, settings.n_steps) if block and block < settings.n_replicas else as_it_is
+    return System.start(scenario, settings, chosen, view)
+
+
 def _initial(
     scenario: Any, settings: Settings, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
@@ -612,7 +683,7 @@ def _changes(was: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _check_axes(scenario: Any, axes: dict[str, list[Any]], settings: dict[str, Any]) -> None:
     known = [p for p in inspect.signature(simulate).parameters if p != "scenario"]
-    allowed = {*parameters(scenario), *known} - {"store", "overwrite", "progress", "observables", "noise"}
+    allowed = {*parameters(scenario), *known} - {"store", "overwrite", "progress", "observables", "noise", "memory"}
     for name, values in axes.items():
         if name not in allowed:
             raise TypeError(
@@ -645,8 +716,11 @@ def _one_of_sweep(scenario: Any, point: dict[str, Any], settings: dict[str, Any]
 
 def _continued(store: Path, scenario: Any, settings: dict[str, Any]) -> xr.Dataset:
     """A run of an earlier sweep, completed where it stopped; another run is refused."""
-    system = System.start(scenario, _settings_of(scenario, {}, settings), settings["observables"])
-    return _completed(store, read_settings(store), system, progress=False)
+    recorded = read_settings(store)
+    memory, block = settings.get("memory"), recorded.get("replica_block")
+    checked = _settings_of(scenario, {}, settings)
+    system = _started(scenario, checked, settings["observables"], store, memory, block=block)
+    return _completed(store, recorded, system, progress=False)
 
 
 def _settings_of(scenario: Any, point: dict[str, Any], settings: dict[str, Any]) -> Settings:
