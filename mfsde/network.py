@@ -72,15 +72,14 @@ class Neuron:
         every product then runs along contiguous rows.
         """
         alpha, beta = self._split(theta, z)
-        torch.bmm(z.expand(len(theta), *z.shape), alpha.mT.contiguous(), out=out)
-        ACTIVATIONS[self.activation][0](out)
-        f = torch.bmm(out, beta * weights * self.scale)
+        torch.bmm(z.expand(len(theta), *z.shape), alpha.mT, out=out)
+        f = ACTIVATIONS[self.activation].sum_(out, beta * weights * self.scale)
         return f.squeeze(-1) if self.n_outputs is None else f
 
     def activated(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """σ(α·z), (R, N, b), for data of each replica's own, z: (R, b, p); and β."""
         alpha, beta = self._split(theta, z)
-        return ACTIVATIONS[self.activation][0](torch.bmm(alpha, z.mT)), beta
+        return ACTIVATIONS[self.activation].sigma_(torch.bmm(alpha, z.mT)), beta
 
     def _split(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         p = z.shape[-1]
@@ -108,7 +107,7 @@ class PullBack:
 
     def add_(self, hidden: Tensor, z: Tensor, r: Tensor) -> None:
         """One chunk.    hidden: (R, b, N) as `Neuron.forward` wrote it, overwritten; z: (b, p); r: (R, b[, k])."""
-        _, slope_, offset, scale = ACTIVATIONS[self._neuron.activation]
+        _, slope_, offset, scale, _ = ACTIVATIONS[self._neuron.activation]
         columns = (r.unsqueeze(-1) if self._neuron.n_outputs is None else r) * self._neuron.scale
         self._total[:, self._p :].baddbmm_(columns.mT, hidden)
         slope_(hidden)
@@ -305,7 +304,7 @@ class Risk(Energy):
         self, neuron: Neuron, mu: EmpiricalMeasure, x: Tensor, z: Tensor, y: Tensor, scale: float
     ) -> Tensor:
         """∇_α = Σ_s (β·r_s) σ'(α·z_s) z_s and ∇_β = Σ_s r_s σ(α·z_s), r_s scaled.    z: (R, b, p), y: (R, b[, k])."""
-        _, slope_, offset, factor = ACTIVATIONS[neuron.activation]
+        _, slope_, offset, factor, _ = ACTIVATIONS[neuron.activation]
         hidden, beta = neuron.activated(x, z)
         inner, outer = (hidden, beta) if x is mu.points else neuron.activated(mu.points, z)
         f = torch.bmm(inner.mT, outer / mu.n_particles if mu.is_uniform else outer * mu.weights.unsqueeze(-1))
