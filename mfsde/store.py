@@ -34,15 +34,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import google_crc32c  # zarr's own implementation of the checksum; installed with it
 import numpy as np
 import torch
 import xarray as xr
-import zarr
 from torch import Tensor
-from zarr.codecs import BytesCodec, Crc32cCodec
+
+if TYPE_CHECKING:
+    import zarr
 
 FORMAT = 1
 TARGET_CHUNK = 2 * 2**20  # bytes: large enough that the file system does not notice, small enough to rewrite
@@ -412,7 +413,7 @@ class _Column:
 
     def read(self, start: int, stop: int) -> Any:
         try:
-            return zarr.open_array(str(self.folder), mode="r", zarr_format=3)[start:stop]
+            return _zarr().open_array(str(self.folder), mode="r", zarr_format=3)[start:stop]
         except ValueError as error:
             raise StoreError(
                 f"{self.folder} is damaged between frames {start} and {stop}: {error}. "
@@ -510,7 +511,7 @@ class ZarrStore:
         try:
             _tidy(root)
             layout = _read_layout(root)
-            committed = _prefix(zarr.open_array(str(root / "time"), mode="r", zarr_format=3)[:])
+            committed = _prefix(_zarr().open_array(str(root / "time"), mode="r", zarr_format=3)[:])
             _update_attributes(root, {"status": "running"}, drop=("end", "error"))
         except BaseException:
             os.close(lock)
@@ -782,11 +783,18 @@ def _local(path: str | os.PathLike[str]) -> Path:
     return Path(path).expanduser().resolve()
 
 
+def _zarr() -> Any:
+    """Loaded with the first store: it takes a fifth of a second, which runs in memory need not wait for."""
+    import zarr
+
+    return zarr
+
+
 def _write_skeleton(root: Path, layout: Layout) -> None:
     n = len(layout.times)
     names = sorted(["time", *layout.coords])
     attrs = _attributes(layout.attrs) | {"status": "running", "start": _now(), "coordinates": " ".join(names)}
-    group = zarr.create_group(str(root), zarr_format=3, attributes=attrs)
+    group = _zarr().create_group(str(root), zarr_format=3, attributes=attrs)
     time_chunk = _Grid.of(Variable("time", (), (), "float64"), n).chunk
     _create_array(group, "time", (n,), time_chunk, "float64", ("time",), layout.time_attributes)
     for v in layout.variables:
@@ -815,6 +823,8 @@ def _create_array(
     dims: tuple[str, ...],
     attrs: Mapping[str, str],
 ) -> Any:
+    from zarr.codecs import BytesCodec, Crc32cCodec
+
     # Random mantissas do not compress: a checksum and no compressor. `_Column.write` produces the same bytes.
     return group.create_array(
         name,
@@ -931,7 +941,7 @@ def _read_layout(root: Path) -> Layout:
 
 
 def _described(folder: Path) -> tuple[zarr.Array[Any], tuple[str, ...], dict[str, str]]:
-    array = zarr.open_array(str(folder), mode="r", zarr_format=3)
+    array = _zarr().open_array(str(folder), mode="r", zarr_format=3)
     dims = getattr(array.metadata, "dimension_names", None) or ()
     return array, tuple(str(d) for d in dims), {key: str(x) for key, x in array.attrs.asdict().items()}
 
