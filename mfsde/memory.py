@@ -186,6 +186,12 @@ class Budget:
         return cls(there, there, True)
 
 
+def shared(memory: Any, device: str, n: int) -> float | None:
+    """The budget of one of n runs at a time; None where nothing is known."""
+    part = Budget.of(memory, device).device / n
+    return None if math.isinf(part) else part
+
+
 def _checked(memory: Any) -> float:
     if isinstance(memory, bool) or not isinstance(memory, (int, float)):
         raise TypeError(f"memory = {memory!r:.60}; expected a number of bytes (8 * 2**30), or None.")

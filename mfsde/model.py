@@ -28,6 +28,7 @@ RESERVED = frozenset(
     {
         *("n_particles", "horizon", "dt", "seed", "n_replicas", "save_every", "keep_particles", "observables"),
         *("method", "device", "dtype", "noise", "store", "overwrite", "checkpoint_every", "compile", "progress"),
+        *("memory", "workers"),
         *("time", "replica", "particle", "component", "position", "weight", "parent", "events", "step"),
         "interaction_error",
     }

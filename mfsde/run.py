@@ -28,7 +28,7 @@ from . import provenance
 from .clock import Clock
 from .draws import Shuffles
 from .measure import EmpiricalMeasure, Law
-from .memory import Plan, View, as_it_is, planned
+from .memory import Plan, View, as_it_is, planned, shared
 from .methods import Method, check_method
 from .model import Equation, fields, has_births, numeric_fields, on_device, parameters, replaced, scenario_name
 from .noise import Noise, Stream
@@ -42,6 +42,7 @@ from .solver import integrate
 from .store import Layout, Memory, StoreError, Variable, ZarrStore, load_checkpoint, open_run, read_settings
 from .torus import period_lengths
 from .transfer import Snapshot, travels
+from .workers import at_least_one, run_all
 
 Path_ = str | Path
 
@@ -191,6 +192,7 @@ def sweep(
     scenario: Any,
     over: Mapping[str, Iterable[Any]],
     reduce: Callable[[xr.Dataset], xr.Dataset] | None = None,
+    workers: int = 1,
     **settings: Any,
 ) -> xr.Dataset:
     """Runs a scenario over a grid of fields and settings and joins the results along what was swept.
@@ -199,6 +201,9 @@ def sweep(
         scenario: as for `simulate`.
         over: {name: values}; each name is a field of the scenario or a setting of `simulate`.
         reduce: run Dataset -> Dataset, applied to each run as soon as it ends; None keeps whole runs.
+        workers: number of processes that share the runs, the costliest first, torch's threads and `memory`. Results are
+            those of one process with as many threads as each has. The scenario's class and functions have to be
+            defined in a module, or in a script that calls sweep below `if __name__ == "__main__":`.
         settings: all other settings of `simulate`. With `store="folder"` each run has a store of its own there, and
             a sweep that was interrupted goes on where it stopped. `progress=True` counts runs.
 
@@ -206,27 +211,50 @@ def sweep(
         Dataset with one dimension for each name of `over`, in that order.
 
     Raises:
-        TypeError: a name is neither a field nor a setting; reduce returned no Dataset.
+        TypeError: a name is neither a field nor a setting; reduce returned no Dataset; with workers, something that
+            another process could not import.
         ValueError: nothing to sweep, repeated values, or runs whose datasets do not fit together.
+        WorkerDied: a process was killed, or could not start.
+        Exception: what a run raises, with its point in a note.
 
     """
     axes = {name: [_plain(name, value) for value in values] for name, values in over.items()}
     settings = {**settings, "observables": tuple(listed(settings.get("observables", ())))}
     _check_axes(scenario, axes, settings)
-    points = list(itertools.product(*axes.values()))
-    for values in points:
-        # All of them before the first run: a step that does not divide should not cost what came before it.
-        _settings_of(scenario, dict(zip(axes, values, strict=True)), settings)
     folder = settings.pop("store", None)
     shown = settings.pop("progress", False)
-    results = []
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    # All of them before the first run: a step that does not divide should not cost what came before it.
+    checked = [_settings_of(scenario, point, settings) for point in points]
+    n_workers = min(at_least_one("workers", workers), len(points))
+    if n_workers > 1:
+        settings["memory"] = shared(settings.get("memory"), checked[0].device, n_workers)
+    runs = _Runs(scenario, points, settings, folder, reduce)
     with Progress(f"sweep {scenario_name(scenario)}", 0, len(points), shown, "run") as bar:
-        for k, values in enumerate(points):
-            point = dict(zip(axes, values, strict=True))
-            run = _one_of_sweep(scenario, point, settings, folder)
-            results.append(_placed(_reduced(reduce, run), point))
-            bar.at(k + 1)
+        costs = [s.n_particles * s.n_replicas * s.n_steps for s in checked]
+        found = run_all(runs, costs, n_workers, runs.name, bar.at)
+    results = [_placed(result, point) for result, point in zip(found, points, strict=True)]
     return _joined(results, axes)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The runs of a sweep, by number."""
+
+    scenario: Any
+    points: list[dict[str, Any]]
+    settings: dict[str, Any]
+    folder: Path_ | None
+    reduce: Callable[[xr.Dataset], xr.Dataset] | None
+
+    def __call__(self, k: int) -> xr.Dataset:
+        """What is kept of run k."""
+        return _reduced(self.reduce, _one_of_sweep(self.scenario, self.points[k], self.settings, self.folder))
+
+    def name(self, k: int) -> str:
+        """Its place in the grid."""
+        told = ", ".join(f"{name} = {_label(value)}" for name, value in self.points[k].items())
+        return f"{told} of the sweep over {scenario_name(self.scenario)}"
 
 
 @dataclass
