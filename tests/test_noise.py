@@ -725,10 +725,10 @@ def correlation_error(a: Tensor, b: Tensor) -> float:
     return float(torch.maximum(linear, squares))
 
 
-def test_49_correlations_vanish() -> None:
+def test_50_correlations_vanish() -> None:
     base = Noise(0).normals(8, (1, 10**6, 1), dtype=torch.float64).flatten()
     cases = neighbours()
-    assert len(cases) == 49
+    assert len(cases) == 50
     errors = {name: correlation_error(base, draw()) for name, draw in cases}
     assert max(errors.values()) < FEW_ERRORS, errors
     independent = Noise(0).normals(9, (1, 10**6, 1), dtype=torch.float64).flatten()

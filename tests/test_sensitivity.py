@@ -326,7 +326,7 @@ def test_outside_of_a_recording_parameters_leave_no_graph(dtype):
 def test_a_law_without_its_derivative_is_rejected(name, monkeypatch):
     scenario, names, extra = CASES[name]
     settings = {**SETTINGS, **extra}
-    monkeypatch.setattr(Replay, "measure", lambda self, x: EmpiricalMeasure(x.detach(), period=self._equation.period))
+    monkeypatch.setattr(Replay, "measure", lambda self, x, step=None: EmpiricalMeasure(x.detach(), period=self._equation.period))
     found = differentiate(second_moment, scenario, names, **settings)
     assert not agrees(found, quotients(scenario, names, lambda case: float(value(case, **settings).mean())))
 
@@ -401,7 +401,7 @@ def test_the_mean_gradient_is_that_of_eulers_moments(monkeypatch):
     assert float((found["stderr"] / np.abs(expected.numpy())).max()) < 0.1
     # The continuous equation's gradient is another one: the errors are small enough to tell.
     assert not within_errors(found, expected * torch.tensor([1.0, 1.0, 1.2, 1.0, 1.0], **DOUBLE))
-    monkeypatch.setattr(Replay, "measure", lambda self, x: EmpiricalMeasure(x.detach()))
+    monkeypatch.setattr(Replay, "measure", lambda self, x, step=None: EmpiricalMeasure(x.detach()))
     assert not within_errors(differentiate(moment, scenario, OF_OU, **settings), expected)
 
 
