@@ -100,7 +100,7 @@ class _Coefficient:
 
     def __call__(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Any:
         known = (x.shape, x.dtype, x.device) == self._like and mu.is_uniform != self._weighted
-        if not known or mu.points is not x or mu.key is not None or torch.is_grad_enabled():
+        if not known or mu.points is not x or torch.is_grad_enabled():
             return self._method(t, x, mu)
         return self.at(t, x, mu)
 

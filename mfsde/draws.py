@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .model import Equation
 from .noise import MAX_PARTICLES, Noise, Stream
 
 # Values along n in one call. Call j takes the window of particles from j·SPAN on, so that no two calls share a word.
@@ -128,3 +129,8 @@ class Shuffles:
             )
             self._known[n] = words.squeeze(-1).argsort(dim=-1, stable=True)
         return self._known[n]
+
+
+def set_key(equation: Equation, noise: Noise, step: int) -> None:
+    """Gives the equation's measures the randomness of a step: of what is evaluated at its beginning."""
+    equation.key = Shuffles(noise, step, equation.shape[0], equation.device)

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from . import provenance
 from .clock import Clock
+from .draws import Shuffles
 from .euler import euler
 from .measure import EmpiricalMeasure, Law
 from .model import Equation, has_births, on_device, scenario_name
 from .noise import Noise, Stream
+from .pairwise.convolution import recorded
 from .settings import Settings
 
 Array = np.ndarray
@@ -128,7 +130,13 @@ class Problem:
         # A number of replicas that differs from that of particles: a functional that mixes them up is found out.
         n_replicas = 3 if settings.n_particles != 3 else 4
         x = _start(law, DividedNoise(settings.seed), (n_replicas, settings.n_particles), settings)
-        problem = cls(Equation(moved, x), law, functional, settings, WORK[interaction])
+        equation = Equation(moved, x, key=Shuffles(DividedNoise(settings.seed), 0, n_replicas, x.device))
+        if equation.is_random:
+            raise ValueError(
+                f"{equation.name} sums over random batches, whose shuffles the two halves of a system do not share. "
+                "Use another strategy for its sums over pairs."
+            )
+        problem = cls(equation, law, functional, settings, WORK[interaction])
         problem.evaluate(x)
         return problem
 
@@ -221,6 +229,7 @@ class Problem:
             "settings": told,
             "functional": provenance.encode(self.functional),
             "noise": self.settings.noise.identity(),
+            **recorded(self.equation.strategies),
             "versions": provenance.versions(),
         }
 

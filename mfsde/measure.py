@@ -65,13 +65,16 @@ class EmpiricalMeasure:
         self.key: Key | None = None
 
     @classmethod
-    def signed(cls, points: Tensor, weights: Tensor, period: Period = None) -> EmpiricalMeasure:
-        """The same sum without the check that the weights are a probability.
+    def signed(
+        cls, points: Tensor, weights: Tensor | None, period: Period = None, key: Key | None = None
+    ) -> EmpiricalMeasure:
+        """The same sum without the check that the weights are a probability; key: the randomness of a step.
 
         Derivatives with respect to the measure move weights off the simplex.
         """
         mu = cls(points, period=period)
         mu._weights = weights
+        mu.key = key
         return mu
 
     @classmethod

@@ -118,7 +118,7 @@ class Equation:
         key: the randomness of the first step, for sums over pairs that draw.
 
     `weights`, `parent` and `events` belong to the state: births and deaths change them beside x. `key` belongs to the
-    step; `strategies` are those by which the drift's sums over pairs are evaluated.
+    step; `strategies` are those by which sums over pairs are evaluated at the start.
 
     Raises:
         TypeError, ValueError: a method is missing or returns something of the wrong type, shape or dtype; a name is
@@ -144,21 +144,22 @@ class Equation:
         self.events: Tensor | None = None
         with used() as self.strategies:
             self._check(x, checks_drift)
-        # What is evaluated between steps has no randomness of its own: its sums are exact.
+        # What is evaluated between steps has no key.
         self.key = None
 
     @property
     def is_approximate(self) -> bool:
-        """Whether the drift has sums over pairs that are not exact."""
+        """Whether the coefficients have sums over pairs that are not exact."""
         return any(not strategy.exact for strategy in self.strategies.values())
+
+    @property
+    def is_random(self) -> bool:
+        """Whether they have sums that are drawn anew in each step."""
+        return any(strategy.random for strategy in self.strategies.values())
 
     def measure(self, x: Tensor) -> EmpiricalMeasure:
         """The empirical measure of a state."""
-        mu = EmpiricalMeasure(x, period=self.period)
-        if self.weights is not None:
-            mu = EmpiricalMeasure.signed(x, self.weights, self.period)
-        mu.key = self.key
-        return mu
+        return EmpiricalMeasure.signed(x, self.weights, self.period, self.key)
 
     def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
         """b(t, x, mu), (R, N, d), detached."""

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from .measure import EmpiricalMeasure
 from .model import RESERVED, Equation, configuration, energy_of, fields, scenario_name, temperature, unchanged
-from .pairwise.convolution import SAMPLE, exactly, relative_error, sampled_rows
-from .pairwise.kernel import Key
+from .pairwise.convolution import measured
 
 Function = Callable[[float, Tensor, EmpiricalMeasure], Tensor]
 
@@ -195,19 +194,18 @@ def evaluate(observable: Observable, equation: Equation, t: float, x: Tensor) ->
     return value.detach()
 
 
-def interaction_error(equation: Equation, t: float, x: Tensor, key: Key) -> Tensor:
-    """√(Σ_i |b_i - e_i|² / Σ_i |e_i|²) over some particles: the drift b as the run evaluates it, and with exact sums e.
+def interaction_error(equation: Equation, t: float, x: Tensor) -> Tensor:
+    """√(Σ_i |a_i - e_i|² / Σ_i |e_i|²): the sums a over pairs of the coefficients at t, against exact ones e.    (R,).
 
-    (R,). On at most `convolution.SAMPLE` particles, evenly spread over their numbers.
+    The largest over kernels, on at most `convolution.SAMPLE` particles, evenly spread over their numbers.
     """
-    rows = sampled_rows(x.shape[-2], SAMPLE, x.device)
     mu = equation.measure(x)
-    mu.key = key
-    with torch.no_grad():
-        found = equation.drift(t, x, mu)[:, rows]
-        with exactly(rows):
-            expected = equation.drift(t, x, mu)[:, rows]
-        return relative_error(found, expected)
+    with torch.no_grad(), measured() as errors:
+        equation.drift(t, x, mu)
+        equation.diffusion(t, x, mu)
+        if equation.has_common_noise:
+            equation.common_diffusion(t, x, mu)
+    return torch.stack([x.new_zeros(len(x), dtype=torch.float64), *errors.values()]).amax(0)
 
 
 def is_named(observable: Observable) -> bool:

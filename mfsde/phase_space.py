@@ -22,13 +22,9 @@ def law_of_positions(mu: EmpiricalMeasure, points: Tensor | None = None) -> Empi
     d = half_dimension(mu.points, "law_of_positions")
     points = mu.points[..., :d].contiguous() if points is None else points
     period = position_period(mu.period, d)
-    if mu.is_uniform:
-        law = EmpiricalMeasure(points, period=period)
-    else:
-        made = EmpiricalMeasure.given if mu._is_given else EmpiricalMeasure.signed
-        law = made(points, mu.weights, period)
-    law.key = mu.key
-    return law
+    if mu._is_given:
+        return EmpiricalMeasure.given(points, mu.weights, period)
+    return EmpiricalMeasure.signed(points, None if mu.is_uniform else mu.weights, period, mu.key)
 
 
 def position_period(period: Any, d: int) -> list[float | None] | None:

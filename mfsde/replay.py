@@ -37,12 +37,8 @@ class Replay:
 
     def measure(self, x: Tensor, step: int | None = None) -> EmpiricalMeasure:
         """The empirical measure of a state, with the randomness of a step for sums over pairs that draw."""
-        mu = EmpiricalMeasure(x, period=self._equation.period)
-        if self._weights is not None:
-            mu = EmpiricalMeasure.signed(x, self._weights, self._equation.period)
-        if step is not None:
-            mu.key = Shuffles(self._noise, step, len(x), x.device, self._first)
-        return mu
+        key = None if step is None else Shuffles(self._noise, step, len(x), x.device, self._first)
+        return EmpiricalMeasure.signed(x, self._weights, self._equation.period, key)
 
     def step(self, step: int, x: Tensor) -> Tensor:
         """The state one step later."""

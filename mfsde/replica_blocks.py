@@ -85,11 +85,8 @@ def _part(x: Tensor, mu: EmpiricalMeasure, rows: slice) -> tuple[Tensor, Empiric
         return some, mu
     points = some if mu.points is x else mu.points[rows]
     weights = None if mu.is_uniform else mu.weights[rows]
-    part = EmpiricalMeasure(points, period=mu.period)
-    if weights is not None:
-        part = EmpiricalMeasure.signed(points, weights, mu.period)
-    part.key = None if mu.key is None else _Rows(mu.key, rows)
-    return some, part
+    key = None if mu.key is None else _Rows(mu.key, rows)
+    return some, EmpiricalMeasure.signed(points, weights, mu.period, key)
 
 
 def _detached(value: Any) -> Any:

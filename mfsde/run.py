@@ -26,14 +26,14 @@ from torch import Tensor
 
 from . import provenance
 from .clock import Clock
-from .draws import Shuffles
+from .draws import Shuffles, set_key
 from .measure import EmpiricalMeasure, Law
 from .memory import Plan, View, as_it_is, planned, shared
 from .methods import Method, check_method
 from .model import Equation, fields, has_births, numeric_fields, on_device, parameters, replaced, scenario_name
 from .noise import Noise, Stream
 from .observables import NAMED, Observable, evaluate, interaction_error, is_named, listed, resolve
-from .pairwise.convolution import ahead
+from .pairwise.convolution import ahead, recorded, used
 from .progress import Progress
 from .replica_blocks import ReplicaBlocks
 from .settings import Settings, label
@@ -343,7 +343,7 @@ class System:
             "observables": [o.name for o in self.observables],
             "method": self.settings.method,
             **self._reaction(),
-            **self._interactions(),
+            **recorded(self.equation.strategies),
             **({"compiled": True} if self.settings.compile else {}),
             **({"replica_block": self.replica_block} if self.replica_block else {}),
             "noise": self.settings.noise.identity(),
@@ -361,12 +361,6 @@ class System:
         selects = getattr(self.scenario, "selects", None)
         return {"reaction": self.method.reaction, **({} if selects is None else {"selection": selects})}
 
-    def _interactions(self) -> dict[str, Any]:
-        """How the drift's sums over pairs are evaluated, by the name of the kernel."""
-        found = self.equation.strategies
-        told = {name: {**strategy.described(), "exact": strategy.exact} for name, strategy in found.items()}
-        return {"interactions": told} if told else {}
-
     def run(self, sink: Memory | ZarrStore, first: int, index: int, progress: bool) -> None:
         """Integrates from step `first`, frame `index`, to the end, and closes the sink whatever happens."""
         recorder = _Recorder(self, sink, first, index)
@@ -376,6 +370,7 @@ class System:
                 Progress(self.equation.name, first, last, progress) as bar,
                 _interrupts() as interrupted,
                 ahead(last),
+                used() as seen,
             ):
                 recorder.begin(first, self.x)
                 reached, x = integrate(
@@ -383,11 +378,13 @@ class System:
                     self.method, recorder.stops(), recorder.watch, recorder.reporting(bar.at), interrupted,
                 )  # fmt: skip
             recorder.deliver()
+            # A kernel that the start did not meet is told of at the end.
+            told = recorded({**seen, **self.equation.strategies}) if seen.keys() - self.equation.strategies else {}
             if reached < last:
                 recorder.checkpoint(reached, x)
-                sink.close("interrupted")
+                sink.close("interrupted", **told)
                 raise KeyboardInterrupt(self._interrupt_message(sink, reached, last))
-            sink.close("complete")
+            sink.close("complete", **told)
         except BaseException as problem:
             # What was committed stays; a sink that failed itself has nothing to add to its own error.
             status = "interrupted" if isinstance(problem, KeyboardInterrupt) else "failed"
@@ -408,7 +405,9 @@ class System:
     def frame(self, step: int, x: Tensor) -> dict[str, Tensor]:
         """What is stored of a state."""
         t = Clock(self.settings.dt).time(step)
-        values = {o.name: evaluate(o, self.equation, t, x) for o in self.observables}
+        # What is observed is summed exactly where that takes a key, and is no part of the steps.
+        with used():
+            values = {o.name: evaluate(o, self.equation, t, x) for o in self.observables}
         if self.settings.kept:
             values["position"] = x[:, : self.settings.kept]
             if self.equation.weights is not None:
@@ -418,8 +417,10 @@ class System:
         if self.equation.events is not None:
             values["events"] = self.equation.events
         if self.equation.is_approximate:
-            key = Shuffles(self.settings.noise, step, len(x), x.device)
-            values["interaction_error"] = interaction_error(self.equation, t, x, key)
+            set_key(self.equation, self.settings.noise, step)
+            with used():
+                values["interaction_error"] = interaction_error(self.equation, t, x)
+            self.equation.key = None
         return values
 
     def _variables(self) -> Iterator[Variable]:
@@ -429,7 +430,7 @@ class System:
             "weight": (("replica", "particle"), "1", "mass of each particle"),
             "parent": (("replica", "particle"), "1", "ancestor at the saved time before, -1: reinjected since"),
             "events": (("replica",), "1", "births and deaths since the saved time before"),
-            "interaction_error": (("replica",), "1", "relative error of the drift by approximate sums over pairs"),
+            "interaction_error": (("replica",), "1", "largest relative error of approximate sums over pairs"),
         }
         first = tuple(attributes)
         for o in self.observables:

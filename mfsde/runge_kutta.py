@@ -69,6 +69,11 @@ def check_dopri5(equation: Equation, x: Tensor) -> None:
             f"{regulariser} has kinks or a wall, and an adaptive step would creep up to them. Use 'proximal', which "
             "lands on them."
         )
+    if equation.is_random:
+        raise ValueError(
+            f"method 'dopri5' controls an error, and the drift of {equation.name} is drawn anew in each step by random "
+            "batches. Use 'euler', or another strategy for its sums over pairs."
+        )
     _check_noiseless(equation, 0.0, x)
 
 
@@ -95,12 +100,7 @@ class _Replica:
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """The drift at (t, y) in the replica's own law."""
-        period = self._equation.period
-        if self._weights is None:
-            mu = EmpiricalMeasure(y, period=period)
-        else:
-            mu = EmpiricalMeasure.signed(y, self._weights, period)
-        return self._equation.drift(t, y, mu)
+        return self._equation.drift(t, y, EmpiricalMeasure.signed(y, self._weights, self._equation.period))
 
     def advance(self, start: float, end: float, y: Tensor) -> None:
         """From `start` to `end`, in place."""

@@ -32,6 +32,7 @@ from .measure import EmpiricalMeasure
 from .model import has_births, replaced, scenario_name
 from .model import parameters as parameters_of
 from .noise import Noise
+from .pairwise.convolution import recorded
 from .parameters import Parameters
 from .provenance import canonical, encode
 from .replay import METHODS, Replay, initial_state
@@ -213,6 +214,8 @@ class Sensitivity:
         values = {name: encode(value) for name, value in parameters_of(system.scenario).items()}
         names = ("method", "device", "dtype", "n_particles", "n_replicas", "horizon", "dt", "seed", "substeps")
         described = {"scenario": system.equation.name, "parameters": canonical(values)}
+        told = recorded(system.equation.strategies) | {"noise": system.settings.noise.identity()}
+        described |= {name: canonical(value) for name, value in told.items()}
         return described | {name: getattr(system.settings, name) for name in names}
 
     def _forward(self, check: bool) -> tuple[list[float], dict[int, Tensor]]:

@@ -29,7 +29,7 @@ from torchsde._core.methods.euler import Euler
 from . import pages
 from .clock import Clock
 from .diffusion import along_columns, product
-from .draws import Shuffles
+from .draws import set_key
 from .measure import EmpiricalMeasure
 from .methods import IN_PLACE, REACTIONS, STRATONOVICH, Method, Transport
 from .model import Equation
@@ -282,10 +282,8 @@ class _March:
         equation = self._system.equation
         if not isinstance(self._solver, InPlace):
             self._system.freeze(y)
-        if equation.is_approximate:
-            equation.key = Shuffles(self._noise, int(start), equation.shape[0], equation.device)
+        set_key(equation, self._noise, int(start))
         y, _ = self._scheme_step(start, end, y, ())
-        equation.key = None
         if equation.has_projection or self._react is not None:
             self.close(y)
         if equation.has_projection:
@@ -294,10 +292,12 @@ class _March:
         return y
 
     def _react_to(self, start: Any, end: Any, y: Tensor) -> None:
-        """Births and deaths after the transport, in place."""
+        """Births and deaths after the transport, in place; the end of the step."""
         if self._react is not None:
             equation, t, h = self._system.equation, self._system.clock.time(end), self._system.clock.dt
             equation.count(self._react(equation, t, h, self._noise, int(start), y.view(self._system.shape)))
+        # What is evaluated between steps has no key.
+        self._system.equation.key = None
 
     def close(self, y: Tensor) -> None:
         """Ends a step whose last part the transport would have done together with the next one."""

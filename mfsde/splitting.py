@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .clock import Clock
+from .draws import set_key
 from .kinetic import friction
 from .langevin import number
 from .measure import EmpiricalMeasure
@@ -53,6 +54,7 @@ def open_baoab(equation: Equation, clock: Clock, noise: Noise, step: int, x: Ten
     noise.kinetic_(
         x, force, forces.positions, 0.5 * h, math.exp(-gamma * h), deviation(gamma, sigma, h), step, due=due
     )  # fmt: skip
+    set_key(equation, noise, step + 1)
     forces.renew(clock.time(step + 1), x, due=0.5 * h)
 
 
@@ -71,6 +73,7 @@ def obabo(equation: Equation, clock: Clock, noise: Noise, step: int, x: Tensor) 
     d = force.shape[-1]
     velocities = (decay * x[..., d:] + spread * first) + (0.5 * h) * force
     torch.add(x[..., :d], h * velocities, out=forces.positions)
+    set_key(equation, noise, step + 1)
     force = forces.evaluate(clock.time(step + 1))
     velocities = decay * (velocities + (0.5 * h) * force) + spread * second
     torch.cat([forces.positions, velocities], dim=-1, out=x)
@@ -212,12 +215,8 @@ class _Forces:
 
     def law(self) -> EmpiricalMeasure:
         """The law of the positions."""
-        weights = self._equation.weights
-        law = EmpiricalMeasure(self.positions, period=self._period)
-        if weights is not None:
-            law = EmpiricalMeasure.signed(self.positions, weights, self._period)
-        law.key = self._equation.key
-        return law
+        equation = self._equation
+        return EmpiricalMeasure.signed(self.positions, equation.weights, self._period, equation.key)
 
     def evaluate(self, t: float) -> Tensor:
         """The force at the positions and time t, (R, N, d)."""

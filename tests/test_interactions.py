@@ -199,19 +199,46 @@ def test_threads_change_nothing_but_rounding(name):
     np.testing.assert_allclose(two.position, one.position, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["compiled", "grid", "batches"])
-def test_a_stored_run_is_resumed_to_the_bit(name, tmp_path):
-    function, strategy, _ = STRATEGIES[name]
-    scenario = Aggregation(function, strategy)
-    settings = {"save_every": 1, "checkpoint_every": 1}
+@dataclass(frozen=True)
+class KineticAggregation(mfsde.KineticLangevin):
+    """The same force on positions."""
+
+    strategy: Any = "exact"
+    sigma: float = 0.5
+    gamma: float = 1.0
+
+    @property
+    def energy(self) -> mfsde.Energy:
+        return interaction(gaussian, strategy=self.strategy)
+
+    def confinement(self, x: Tensor) -> Tensor:
+        return 0.5 * x.square().sum(-1)
+
+    def initial(self) -> mfsde.Gaussian:
+        return mfsde.Gaussian([0.0] * 4, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "method"),
+    [
+        (Aggregation(gaussian, Compiled()), "euler"),
+        (Aggregation(gaussian, Grid(tolerance=1e-3)), "euler"),
+        (Aggregation(gaussian, Batches(size=8)), "heun"),
+        (KineticAggregation(Batches(size=8)), "baoab"),
+        (KineticAggregation(Batches(size=8)), "obabo"),
+    ],
+    ids=["compiled", "grid", "batches", "kinetic batches", "kinetic batches, obabo"],
+)
+def test_a_stored_run_is_resumed_to_the_bit(scenario, method, tmp_path):
+    settings = {"save_every": 1, "checkpoint_every": 1, "method": method}
     whole = run(scenario, store=tmp_path / "whole", **settings)
-    progress = mfsde.run.Progress.at
+    at = mfsde.run.Progress.at
 
     class Stop(Exception):
         pass
 
     def stopping(self: Any, step: int) -> None:
-        progress(self, step)
+        at(self, step)
         if step == 2:
             raise Stop
 
@@ -222,7 +249,7 @@ def test_a_stored_run_is_resumed_to_the_bit(name, tmp_path):
     again = mfsde.resume(tmp_path / "cut", scenario=scenario)
     assert again.attrs["status"] == "complete"
     assert np.array_equal(again.position, whole.position)
-    if not strategy.exact:
+    if "interaction_error" in whole:
         assert np.array_equal(again.interaction_error, whole.interaction_error)
 
 
@@ -253,6 +280,65 @@ def test_observables_of_a_run_with_batches_are_exact():
 def test_the_error_of_batches_outside_a_run_is_that_of_one_shuffle():
     small, large = (float(interaction(gaussian, strategy=Batches(size=p)).error(some_measure(n=400))) for p in (4, 100))
     assert 0.02 < large < small / 2
+
+
+@pytest.mark.parametrize("method", ["baoab", "euler"])
+def test_a_kinetic_run_records_the_error_of_its_force(method):
+    found = run(KineticAggregation(Grid(tolerance=1e-2)), save_every=1, method=method)
+    energy = KineticAggregation(Grid(tolerance=1e-2)).energy
+    for k in range(found.sizes["time"]):
+        positions = torch.from_numpy(found.position.values[k])[..., :2].contiguous()
+        assert found.interaction_error.values[k, 0] == pytest.approx(float(energy.error(EmpiricalMeasure(positions))))
+
+
+@dataclass(frozen=True)
+class Late(Aggregation):
+    """It interacts from t = 0.1 on only."""
+
+    def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        return -x if t < 0.05 else super().drift(t, x, mu)
+
+
+def test_a_kernel_that_comes_late_is_drawn_and_recorded():
+    exact, batches = (run(Late(gaussian, s), save_every=1) for s in ("exact", Batches(size=4)))
+    assert np.array_equal(exact.position[:2], batches.position[:2])
+    assert not np.array_equal(exact.position[2], batches.position[2])
+    (told,) = json.loads(batches.attrs["interactions"]).values()
+    assert told == {"strategy": "batches", "size": 4, "exact": False}
+
+
+def test_where_no_key_is_the_record_says_that_sums_are_exact():
+    @dataclass(frozen=True)
+    class Other(Aggregation):
+        def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+            return -self.energy.intrinsic_derivative(EmpiricalMeasure(mu.points.clone()), x)
+
+    (told,) = json.loads(run(Other(gaussian, Batches(size=4))).attrs["interactions"]).values()
+    assert told["strategy"] == "blocked"
+
+
+def test_methods_that_cannot_draw_refuse_batches():
+    with pytest.raises(ValueError, match="drawn anew in each step by random batches"):
+        run(Aggregation(gaussian, Batches(size=4), sigma=0.0), method="dopri5")
+    from mfsde import multilevel
+
+    with pytest.raises(ValueError, match="shuffles the two halves of a system do not share"):
+        multilevel.estimate(
+            Aggregation(gaussian, Batches(size=4)),
+            lambda t, x, mu: mu.mean()[:, 0, 0],
+            tolerance=0.1, n_particles=8, horizon=0.5, dt=0.25, seed=0, interaction="pairwise",
+        )  # fmt: skip
+
+
+@invariant
+def test_mixed_precisions_are_summed_in_the_finer_one(name):
+    function, strategy, _ = STRATEGIES[name]
+    mu = some_measure()
+    narrow = EmpiricalMeasure(mu.points.float())
+    mixed = narrow.convolve(Kernel(function, strategy), mu.points)
+    wide = EmpiricalMeasure(mu.points.float().double()).convolve(Kernel(function, strategy), mu.points)
+    assert mixed.dtype is FLOAT64
+    torch.testing.assert_close(mixed, wide, rtol=1e-6, atol=1e-9)
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class Batches(Strategy):
     size: int
 
     exact: ClassVar[bool] = False
+    random: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -53,6 +54,10 @@ class Batches(Strategy):
                 "its batch meets nobody."
             )
 
+    def choice(self, kernel: Kernel, pairs: Pairs) -> Strategy:
+        """Exact sums where there is no key, or x are not the particles."""
+        return self if pairs.key is not None and _of_particles(pairs) else Blocked()
+
     def sums(self, kernel: Kernel, pairs: Pairs) -> Tensor:
         """(R, M, *out)."""
         if pairs.key is None or not _of_particles(pairs):
@@ -60,8 +65,8 @@ class Batches(Strategy):
         n = pairs.points.shape[1]
         if n < 2 * self.size:
             raise ValueError(
-                f"Batches: {n} particles are fewer than two batches of {self.size}. Give a size of at most {n // 2}, "
-                'or strategy="exact".'
+                f"Batches: {n} particles are fewer than two batches of {self.size}. "
+                + (f'Give a size of at most {n // 2}, or strategy="exact".' if n > 3 else 'Use strategy="exact".')
             )
         order = pairs.key.permutations(n)
         x, points = _shuffled(pairs.x, order), _shuffled(pairs.points, order)

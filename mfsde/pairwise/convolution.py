@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,26 +25,28 @@ from .grid import Grid
 from .keops import KeOps
 from .kernel import Function, Kernel, Pairs, Strategy
 from .moments import Moments, Separable
-from .trace import identity
+from .trace import identity, kernel_identity
 
 # What a pair costs in torch operations, in seconds; another machine only moves the choice below.
 SECONDS_PER_PAIR = 1e-8
 # Work that is worth the time of tracing a kernel, and that of a compiler.
 SECONDS_WORTH_TRACING = 0.1
 SECONDS_WORTH_COMPILING = 10.0
+# The same in each sum, for functions that are made anew and cannot be known again.
+SECONDS_WORTH_A_TRACE = 5e-3
 # Particles on which the error of a strategy is measured.
 SAMPLE = 256
 
 _ahead: ContextVar[int] = ContextVar("ahead", default=1)
 _used: ContextVar[dict[str, Strategy] | None] = ContextVar("used", default=None)
-_exactly: ContextVar[Tensor | None] = ContextVar("exactly", default=None)
+_measured: ContextVar[tuple[dict[str, Tensor], int] | None] = ContextVar("measured", default=None)
 
 
 @dataclass(frozen=True)
 class Exact(Strategy):
-    """The exact strategy that suits kernel, size and work: a function of these alone, so that a resumed run agrees.
+    """The exact strategy that suits kernel, size and work: on one machine a function of these alone.
 
-    Moments for polynomials; compiled sums where at least ten seconds of torch operations are ahead; blocks else.
+    A resumed run therefore agrees. Moments for polynomials; compiled sums where at least ten seconds of torch operations are ahead; blocks else.
     """
 
     exact: ClassVar[bool] = True
@@ -55,9 +57,11 @@ class Exact(Strategy):
 
     def choice(self, kernel: Kernel, pairs: Pairs) -> Strategy:
         """Which one it is."""
-        n_pairs = pairs.x.shape[0] * pairs.x.shape[1] * pairs.points.shape[1]
-        seconds = n_pairs * _ahead.get() * SECONDS_PER_PAIR
-        if seconds >= SECONDS_WORTH_TRACING and _is_polynomial(kernel, pairs):
+        one = SECONDS_PER_PAIR * pairs.x.shape[0] * pairs.x.shape[1] * pairs.points.shape[1]
+        seconds = one * _ahead.get()
+        if seconds < SECONDS_WORTH_TRACING or (one < SECONDS_WORTH_A_TRACE and kernel_identity(kernel) is None):
+            return Blocked()
+        if _is_polynomial(kernel, pairs):
             return Moments()
         return Compiled() if seconds >= SECONDS_WORTH_COMPILING and compiled.usable(kernel, pairs) else Blocked()
 
@@ -83,12 +87,12 @@ def convolve(kernel: Kernel, pairs: Pairs) -> Tensor:
     """
     strategy = chosen(kernel, pairs)
     _note(kernel.name, strategy)
-    rows = _exactly.get()
-    if rows is not None and not strategy.exact:
-        return _exact_rows(kernel, pairs, rows)
     if not strategy.differentiable and (is_recording() or _needs_graph(pairs)):
         strategy = Blocked()
-    return strategy.sums(kernel, pairs)
+    total = strategy.sums(kernel, pairs)
+    if not strategy.exact:
+        _measure(kernel, pairs, total)
+    return total
 
 
 def declared(function: Function, strategy: Strategy | str) -> Kernel:
@@ -123,8 +127,7 @@ def _declared(named_function: _Named, strategy: Strategy) -> Kernel:
 
 def chosen(kernel: Kernel, pairs: Pairs) -> Strategy:
     """The strategy that evaluates these sums."""
-    strategy = named(kernel.strategy)
-    return strategy.choice(kernel, pairs) if isinstance(strategy, Exact) else strategy
+    return named(kernel.strategy).choice(kernel, pairs)
 
 
 def named(strategy: Strategy | str) -> Strategy:
@@ -157,9 +160,10 @@ def error(kernel: Kernel | Function, mu: Any, sample: int = SAMPLE) -> Tensor:
     """
     kernel = kernel if isinstance(kernel, Kernel) else Kernel(kernel)
     pairs = pairs_of(mu, mu.points, None)
+    pairs = pairs if pairs.key is not None else _with_key(pairs)
     rows = sampled_rows(mu.n_particles, sample, mu.points.device)
     with torch.no_grad():
-        found = chosen(kernel, pairs).sums(kernel, pairs if pairs.key is not None else _with_key(pairs))[:, rows]
+        found = chosen(kernel, pairs).sums(kernel, pairs)[:, rows]
         expected = Blocked().sums(kernel, pairs.at(rows))
     return relative_error(found, expected).reshape(mu.points.shape[:-2])
 
@@ -178,9 +182,22 @@ def sampled_rows(n: int, sample: int, device: torch.device) -> Tensor:
 
 
 def pairs_of(mu: Any, x: Tensor, own: Tensor | None) -> Pairs:
-    """The pairs of a measure (..., N, d) and points (..., M, d) with its leading axes."""
+    """The pairs of a measure (..., N, d) and points (..., M, d) with its leading axes, in their common dtype.
+
+    Raises:
+        ValueError: they are on different devices.
+
+    """
     points, weights = mu.points.reshape(-1, *mu.points.shape[-2:]), mu.weights.reshape(-1, mu.n_particles)
     at = points if x is mu.points else x.reshape(-1, *x.shape[-2:])
+    if not at.device == points.device == weights.device:
+        raise ValueError(
+            f"convolve: x is on {at.device}, the points on {points.device}, their weights on {weights.device}; move "
+            "them to one device."
+        )
+    if not at.dtype == points.dtype == weights.dtype:
+        common = torch.promote_types(torch.promote_types(at.dtype, points.dtype), weights.dtype)
+        at, points, weights = at.to(common), points.to(common), weights.to(common)
     return Pairs(at, points, weights, mu.period, own, mu.key)
 
 
@@ -206,14 +223,32 @@ def used() -> Iterator[dict[str, Strategy]]:
         _used.reset(token)
 
 
+def recorded(strategies: Mapping[str, Strategy]) -> dict[str, Any]:
+    """What a dataset says of the strategies by which a run has summed over pairs, where it has."""
+    told = {name: {**strategy.described(), "exact": strategy.exact} for name, strategy in strategies.items()}
+    return {"interactions": told} if told else {}
+
+
 @contextlib.contextmanager
-def exactly(rows: Tensor) -> Iterator[None]:
-    """Within it approximate strategies give exact values at these rows, and zeros elsewhere."""
-    token = _exactly.set(rows)
+def measured(sample: int = SAMPLE) -> Iterator[dict[str, Tensor]]:
+    """Measures the relative error of every approximate sum that is evaluated: {name of the kernel: (R,)}."""
+    token = _measured.set(({}, sample))
     try:
-        yield
+        found = _measured.get()
+        assert found is not None
+        yield found[0]
     finally:
-        _exactly.reset(token)
+        _measured.reset(token)
+
+
+def _measure(kernel: Kernel, pairs: Pairs, total: Tensor) -> None:
+    found = _measured.get()
+    if found is None:
+        return
+    errors, sample = found
+    rows = sampled_rows(pairs.x.shape[1], sample, pairs.x.device)
+    error = relative_error(total[:, rows], Blocked().sums(kernel, pairs.at(rows)))
+    errors[kernel.name] = torch.maximum(error, errors.get(kernel.name, error))
 
 
 def _note(name: str, strategy: Strategy) -> None:
@@ -226,15 +261,6 @@ def _note(name: str, strategy: Strategy) -> None:
         name, again = f"{name.split(' #')[0]} #{again}", again + 1
 
 
-def _exact_rows(kernel: Kernel, pairs: Pairs, rows: Tensor) -> Tensor:
-    if pairs.x.shape[1] <= int(rows[-1]):
-        return Blocked().sums(kernel, pairs)
-    some = Blocked().sums(kernel, pairs.at(rows))
-    values = some.new_zeros((some.shape[0], pairs.x.shape[1], *some.shape[2:]))
-    values[:, rows] = some
-    return values
-
-
 def _is_polynomial(kernel: Kernel, pairs: Pairs) -> bool:
     lengths = period_lengths(pairs.period, pairs.x.shape[-1])
     return all(math.isinf(p) for p in lengths) and moments.degree_of(kernel, pairs.x) is not None
@@ -245,8 +271,6 @@ def _needs_graph(pairs: Pairs) -> bool:
 
 
 def _with_key(pairs: Pairs) -> Pairs:
-    from dataclasses import replace
-
     return replace(pairs, key=_Drawn(pairs.points))
 
 

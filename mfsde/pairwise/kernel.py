@@ -104,11 +104,16 @@ class Strategy(abc.ABC):
     """How the sums of a kernel are evaluated. Strategies are frozen dataclasses; their fields are recorded.
 
     `exact`: equal to the sum over all pairs up to rounding. `differentiable`: made of torch operations that automatic
-    differentiation follows, whatever the kernel.
+    differentiation follows, whatever the kernel. `random`: a function of the step's key too.
     """
 
     exact: ClassVar[bool]
     differentiable: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+
+    def choice(self, kernel: Kernel, pairs: Pairs) -> Strategy:
+        """The strategy that acts: another one where this one chooses, or cannot."""
+        return self
 
     @property
     def name(self) -> str:
