@@ -26,7 +26,8 @@ _HOMES = {
     "observables": ("Observable",),
     "solver": ("BlowUp",),
     "store": ("open_run",),
-    "run": ("resume", "simulate", "sweep"),
+    "memory": ("DoesNotFit", "Plan"),
+    "run": ("plan", "resume", "simulate", "sweep"),
     "sensitivity": ("differentiate",),
     "calibration": ("NotConverged", "fit"),
     "family": ("GradientFlowOf", "KineticOf", "LangevinOf", "NoisySGDOf", "compare", "members"),
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from .measure import Law as Law
     from .measure import Mixture as Mixture
     from .measure import Uniform as Uniform
+    from .memory import DoesNotFit as DoesNotFit
+    from .memory import Plan as Plan
     from .network import Neuron as Neuron
     from .network import risk as risk
     from .noise import Noise as Noise
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from .observables import Observable as Observable
     from .pairwise.kernel import Kernel as Kernel
     from .product import Product as Product
+    from .run import plan as plan
     from .run import resume as resume
     from .run import simulate as simulate
     from .run import sweep as sweep

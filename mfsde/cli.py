@@ -129,6 +129,11 @@ def _parser() -> argparse.ArgumentParser:
     _settings(run)
     run.add_argument("--out", metavar="STORE", required=True, help="folder of the run, for instance run.zarr")
     run.add_argument("--overwrite", action="store_true", help="replace an existing run")
+    _memory(run)
+    plan = _scenario(_command(commands, "plan", _plan, "what a run would take of memory and disk"))
+    _settings(plan)
+    plan.add_argument("--out", metavar="STORE", help="folder of the run; without one frames are kept in memory")
+    _memory(plan)
     resume = _command(commands, "resume", _resume, "continue an interrupted run")
     resume.add_argument("store", metavar="STORE", help="folder of the run")
     sweep = _scenario(_command(commands, "sweep", _sweep, "run a scenario over a grid"))
@@ -141,11 +146,19 @@ def _parser() -> argparse.ArgumentParser:
         help="values of a field or of a setting (particles, dt, seed, ...); repeatable",
     )
     sweep.add_argument("--out", metavar="FOLDER", required=True, help="folder for the runs and for table.zarr")
+    sweep.add_argument("--workers", type=int, default=1, metavar="K", help="processes that share the runs (1)")
+    _memory(sweep)
     limit = _scenario(_command(commands, "limit", _limit, "the law that the particles converge to, in time or at rest"))
     _settings(limit)
     _limit_options(limit)
     _analyse_options(_command(commands, "analyse", _analyse, "distance, rate and entropy of a stored run"))
     return parser
+
+
+def _memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory", type=float, metavar="GB", help="what may be taken (four fifths of what is available)"
+    )
 
 
 def _limit_options(parser: argparse.ArgumentParser) -> None:
@@ -248,8 +261,23 @@ def _run(options: argparse.Namespace) -> None:
     settings = _chosen(scenario, options)
     if settings.get("checkpoint_every") is None and 0 < settings["dt"] <= settings["horizon"] < float("inf"):
         settings["checkpoint_every"] = max(1, round(settings["horizon"] / settings["dt"] / CHECKPOINTS))
-    run = simulate(scenario, store=options.out, overwrite=options.overwrite, progress=True, **settings)
+    budget = _budget(options)
+    run = simulate(scenario, store=options.out, overwrite=options.overwrite, progress=True, memory=budget, **settings)
     _report(run, options.out)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from . import plan
+
+    scenario = _built(options)
+    found = plan(scenario, store=options.out, memory=_budget(options), **_chosen(scenario, options))
+    print(found)
+    found.check()
+
+
+def _budget(options: argparse.Namespace) -> float | None:
+    """Bytes of --memory."""
+    return None if options.memory is None else 1e9 * float(options.memory)
 
 
 def _resume(options: argparse.Namespace) -> None:
@@ -280,7 +308,8 @@ def _sweep(options: argparse.Namespace) -> None:
     if not settings.get("observables") and not hasattr(scenario, "observables"):
         raise UsageError("the table of this sweep would be empty; say what to record, for instance --observe mean.")
     folder = Path(options.out)
-    table = sweep(scenario, over, reduce=_observables_only, store=folder, progress=True, **settings)
+    settings |= {"store": folder, "memory": _budget(options), "workers": options.workers}
+    table = sweep(scenario, over, reduce=_observables_only, progress=True, **settings)
     table.to_zarr(folder / "table.zarr", mode="w", zarr_format=3, consolidated=False)
     print(table)
     print(f"stored in {folder / 'table.zarr'}, one run each beside it")

@@ -21,8 +21,9 @@ ORDER = [
     *("regularisers", "convex_sets"),
     *("homogeneous", "nonlinear_process", "model", "selection", "langevin", "kinetic"),
     *("_noise_numpy", "_noise_torch", "_noise_triton", "noise", "clock", "diffusion", "euler"),
-    *("forward_backward", "runge_kutta", "draws", "sgd", "splitting", "birth_death", "methods", "solver"),
-    *("observables", "gradient_flow", "provenance", "store", "settings", "progress", "run"),
+    *("forward_backward", "runge_kutta", "draws", "sgd", "splitting", "birth_death", "methods", "pages", "solver"),
+    *("observables", "gradient_flow", "provenance", "store", "settings", "progress", "compilation", "transfer"),
+    *("allocations", "replica_blocks", "memory", "workers", "run"),
     *("halves", "levels", "multilevel", "family"),
     *("parameters", "differentiability", "replay", "sensitivity", "calibration", "cli"),
 ]
