@@ -44,9 +44,9 @@ LINEAR_FLOATS, STEEP_FLOATS = 1 << 22, 3 * PAIRWISE_FLOATS // 2
 LONGEST_TRIAL = 0.2
 # A step of a run whose scenario cannot be tried on fewer particles, in states.
 STATES_OF_A_STEP = 6
-# Bytes of a pair of particles, per component and byte of a float, that no drift is likely to exceed.
-FLOATS_OF_A_PAIR = 8
-BYTES_OF_OBSERVABLES = 1 << 12
+# Floats for each component of each pair of particles, and bytes for the observables of a replica, that hardly any run
+# needs: one that would fit with them is not planned.
+FLOATS_OF_A_PAIR, BYTES_OF_OBSERVABLES = 8, 1 << 12
 
 View = Callable[[Any], Any]
 
@@ -84,6 +84,7 @@ class Plan:
     included, with the drift in blocks of `replica_block` replicas. drift: what one evaluation of the drift adds, None
     where it cannot be told from smaller systems. frames: those kept in memory, or waiting for the disk. disk: the
     store. available: the budget. free: of the disk, None without a store. reason: why the run does not fit, or "".
+    problem: why the drift could not be tried on fewer particles, or "".
     """
 
     name: str
@@ -99,6 +100,7 @@ class Plan:
     available: float
     free: int | None
     reason: str = ""
+    problem: str = ""
 
     @property
     def fits(self) -> bool:
@@ -128,18 +130,18 @@ class Plan:
         line = f"{self.name}: needs {told(self.needed)} of {there} memory ({', '.join(parts)})"
         if self.free is not None:
             line += f", {told(self.disk)} of {told(self.free)} disk"
-        if self.replica_block < self.n_replicas:
+        if self.fits and self.replica_block < self.n_replicas:
             line += f"; drift in blocks of {self.replica_block} of {self.n_replicas} replicas"
         return line if self.fits else f"{line}; does not fit"
 
     def __str__(self) -> str:
-        return f"{self.line()}\n{self.reason}" if self.reason else self.line()
+        return "\n".join(part for part in (self.line(), self.reason, self.problem) if part)
 
 
 def planned(
     name: str, scenario: Any, settings: Settings, start: Start, store: str | Path | None, memory: Any, always: bool
 ) -> Plan | None:
-    """The plan of a run; None for one that is small beside what there is, unless it is `always` wanted.
+    """The plan of a run; None for one that starts from no law, and for small ones unless it is `always` wanted.
 
     Args:
         name: of the scenario.
@@ -154,11 +156,10 @@ def planned(
         TypeError, ValueError: a budget that is none.
 
     """
-    budget = Budget.of(memory, settings.device)
-    if not always and _is_small(scenario, settings, store, budget):
+    budget, dim = Budget.of(memory, settings.device), _dimension(scenario)
+    if dim is None or (not always and _is_small(dim, settings, store, budget)):
         return None
-    trials = Trials(settings, start)
-    return _Planner(name, settings, budget, trials, store).plan()
+    return _Planner(name, settings, budget, Trials(settings, start), store).plan(dim)
 
 
 # What there is
@@ -289,11 +290,7 @@ class Trials:
         if (r, n) not in self._known:
             counter, began = LiveBytes(), time.perf_counter()
             with self._apart(), counter:
-                system = self._system(r, n, counter)
-                clock, noise = Clock(self._settings.dt), self._settings.noise
-                integrate(system.equation, system.x, 0, 1, clock, noise, system.method, (), _unwatched)
-                self.dim = system.x.shape[-1]
-                del system
+                self._step(self._system(r, n, counter))
             self._known[r, n] = Peaks(counter.outside, counter.entered, counter.added)
             self._seconds[r, n] = time.perf_counter() - began
         return self._known[r, n]
@@ -303,19 +300,26 @@ class Trials:
         (r0, n0), seconds = max(self._seconds.items(), key=lambda item: item[0][0] * item[0][1])
         return seconds * (r / r0) * (n / n0) ** 2 < LONGEST_TRIAL
 
-    def frame(self) -> tuple[int, int, int]:
-        """Bytes of a frame of the run, number of its variables, and dimension of the state."""
+    def frame(self) -> tuple[int, int]:
+        """Bytes of a frame of the run, and number of its variables."""
         settings, r, n = self._settings, self.fewest, min(SIZES[0], self._settings.n_particles)
         with self._apart():
             system = self._system(r, n, LiveBytes())
             stored = system.frame(0, system.x)
+            # The first step of all leaves checks and caches behind, which later trials are not to count.
+            self._step(system)
         full = {r: settings.n_replicas, n: settings.n_particles}
         total = 0
         for name, value in stored.items():
             particles = settings.kept if name in ("position", "weight", "parent") else settings.n_particles
             rest = (particles if size == n else size for size in value.shape[1:])
             total += value.element_size() * full[r] * math.prod(rest)
-        return total, len(stored), system.x.shape[-1]
+        return total, len(stored)
+
+    def _step(self, system: Started) -> None:
+        clock, noise = Clock(self._settings.dt), self._settings.noise
+        self.dim = system.x.shape[-1]
+        integrate(system.equation, system.x, 0, 1, clock, noise, system.method, (), _unwatched)
 
     def _system(self, r: int, n: int, counter: LiveBytes) -> Started:
         settings = self._settings
@@ -411,6 +415,9 @@ class Growth:
     def _followed(self) -> int:
         """The largest number of particles tried: the run's, or where growth is known, or where trials take long."""
         end = min(self._n, max(self._sizes[-1], self._wanted()))
+        if self._is_steep:
+            # Not many, and a run of more will take longer over each step.
+            return end
         n = self._sizes[-1]
         while n < end:
             further = min(end, 4 * n)
@@ -483,9 +490,13 @@ class _Planner:
         self._name, self._settings, self._budget, self._store = name, settings, budget, store
         self._trials = trials
 
-    def plan(self) -> Plan:
+    def plan(self, dim: int) -> Plan:
         settings = self._settings
-        frame, variables, dim = self._trials.frame()
+        try:
+            frame, variables = self._trials.frame()
+        except Exception:
+            # What is wrong with the scenario is told by the run's own checks; or it needs its true N.
+            frame, variables = settings.n_replicas * settings.kept * dim * self._float, 1
         self._n_frames = len(settings.save_steps())
         self._state = settings.n_replicas * settings.n_particles * dim * self._float
         self._all_frames = self._n_frames * frame
@@ -497,9 +508,12 @@ class _Planner:
         self._room = self._budget.device - (self._frames if self._budget.is_shared else 0)
         try:
             growth = Growth(self._trials, settings)
-        except Exception:
-            # Whatever is wrong with the scenario is told by the run's own checks; it may need its true N.
-            return self._assembled(settings.n_replicas, STATES_OF_A_STEP * self._state, None, self._reason(None))
+        except Exception as error:
+            problem = (
+                f"A step of fewer particles failed, so that its memory is a guess: {type(error).__name__}: {error}"
+            )
+            step = STATES_OF_A_STEP * self._state
+            return self._assembled(settings.n_replicas, step, None, self._reason(None), problem)
         block = self._block(growth)
         needed = self._needed(growth, block or 1)
         return self._assembled(
@@ -530,7 +544,7 @@ class _Planner:
         # As equal blocks as there have to be.
         return math.ceil(r / math.ceil(r / low))
 
-    def _assembled(self, block: int, step: float, drift: float | None, reason: str) -> Plan:
+    def _assembled(self, block: int, step: float, drift: float | None, reason: str, problem: str = "") -> Plan:
         settings, on_disk = self._settings, self._store is not None
         return Plan(
             name=self._name,
@@ -546,6 +560,7 @@ class _Planner:
             available=self._budget.device,
             free=_free(self._store) if self._store is not None else None,
             reason=reason,
+            problem=problem,
         )
 
     def _reason(self, growth: Growth | None) -> str:
@@ -604,20 +619,23 @@ def told(n: float) -> str:
         if n < 999.5 or unit == "TB":
             break
         n /= 1000
-    return f"{n:.0f} {unit}" if n >= 99.5 or unit == "B" else f"{n:.2g} {unit}"
+    return f"{n:.0f} {unit}" if n >= 9.95 or unit == "B" else f"{n:.1f} {unit}"
 
 
-def _is_small(scenario: Any, settings: Settings, store: str | Path | None, budget: Budget) -> bool:
-    """Whether even a drift that makes tensors of all pairs would fit, frames included."""
+def _dimension(scenario: Any) -> int | None:
     try:
-        dim = int(scenario.initial().dim)
+        return int(scenario.initial().dim)
     except Exception:
         # Refused at the start of the run, with the reason.
-        return True
+        return None
+
+
+def _is_small(dim: int, settings: Settings, store: str | Path | None, budget: Budget) -> bool:
+    """Whether even a drift that makes tensors of all pairs would fit, frames included."""
     r, n = settings.n_replicas, settings.n_particles
-    floats = r * dim * n * max(n, SIZES[-1]) * FLOATS_OF_A_PAIR
+    pairs = r * n * max(n, SIZES[-1]) * dim * FLOATS_OF_A_PAIR
     kept = len(settings.save_steps()) * r * (2 * settings.kept * dim * 8 + BYTES_OF_OBSERVABLES)
-    fits = 8 * floats + kept <= min(budget.device, budget.host)
+    fits = 8 * pairs + kept <= min(budget.device, budget.host)
     return fits and (store is None or kept <= _free(store))
 
 
@@ -630,4 +648,6 @@ def _existing(store: str | Path) -> Path:
 
 
 def _free(store: str | Path) -> int:
-    return shutil.disk_usage(_existing(store)).free
+    """Bytes that a store may have in the end: those of the run that is continued or replaced are there already."""
+    held = sum(f.stat().st_size for f in Path(store).rglob("*") if f.is_file()) if Path(store).is_dir() else 0
+    return shutil.disk_usage(_existing(store)).free + held

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .measure import EmpiricalMeasure
-from .pairwise.convolution import ahead
+from .pairwise.convolution import of_replicas
 from .pairwise.kernel import Key
 
 # Coefficients with one value for each particle of each replica, which allocate most. Others may return one for all.
@@ -25,10 +25,9 @@ Coefficient = Callable[[float, Tensor, EmpiricalMeasure], Any]
 
 @dataclass(frozen=True)
 class ReplicaBlocks:
-    """Evaluates coefficients in blocks of `size` replicas, in a run of `n_steps` steps."""
+    """Evaluates coefficients in blocks of `size` replicas."""
 
     size: int
-    n_steps: int
 
     def __call__(self, scenario: Any) -> Any:
         """The scenario with its coefficients in blocks."""
@@ -42,8 +41,7 @@ class ReplicaBlocks:
             parts = []
             for start in range(0, n, self.size):
                 rows = slice(start, min(start + self.size, n))
-                # Sums over pairs choose their strategy by the work ahead, which is that of all replicas.
-                with ahead(self.n_steps * n // (rows.stop - rows.start)):
+                with of_replicas(rows, n):
                     parts.append(_detached(coefficient(t, *_part(x, mu, rows))))
             return torch.cat(parts) if all(isinstance(part, Tensor) for part in parts) else parts[0]
 

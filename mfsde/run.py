@@ -590,7 +590,7 @@ def _started(
         block = min(found.replica_block, block or settings.n_replicas)
         if progress:
             print(found.line(), file=sys.stderr, flush=True)
-    view = ReplicaBlocks(block, settings.n_steps) if block and block < settings.n_replicas else as_it_is
+    view = ReplicaBlocks(block) if block and block < settings.n_replicas else as_it_is
     return System.start(scenario, settings, chosen, view)
 
 

@@ -40,6 +40,7 @@ SAMPLE = 256
 _ahead: ContextVar[int] = ContextVar("ahead", default=1)
 _used: ContextVar[dict[str, Strategy] | None] = ContextVar("used", default=None)
 _measured: ContextVar[tuple[dict[str, Tensor], int] | None] = ContextVar("measured", default=None)
+_replicas: ContextVar[tuple[slice, int] | None] = ContextVar("replicas", default=None)
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,18 @@ def ahead(n_evaluations: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def of_replicas(rows: slice, n: int) -> Iterator[None]:
+    """Within it sums are those of some of n replicas: by the strategy of all, with errors at their places among all."""
+    ahead_of_all = _ahead.set(_ahead.get() * n // (rows.stop - rows.start))
+    token = _replicas.set((rows, n))
+    try:
+        yield
+    finally:
+        _replicas.reset(token)
+        _ahead.reset(ahead_of_all)
+
+
+@contextlib.contextmanager
 def used() -> Iterator[dict[str, Strategy]]:
     """Collects the strategies that sums are evaluated by: {name of the kernel: strategy}."""
     token = _used.set({})
@@ -248,6 +261,11 @@ def _measure(kernel: Kernel, pairs: Pairs, total: Tensor) -> None:
     errors, sample = found
     rows = sampled_rows(pairs.x.shape[1], sample, pairs.x.device)
     error = relative_error(total[:, rows], Blocked().sums(kernel, pairs.at(rows)))
+    some = _replicas.get()
+    if some is not None:
+        own, n = some
+        part, error = error, error.new_zeros(n)
+        error[own] = part
     errors[kernel.name] = torch.maximum(error, errors.get(kernel.name, error))
 
 
