@@ -202,8 +202,9 @@ def sweep(
         over: {name: values}; each name is a field of the scenario or a setting of `simulate`.
         reduce: run Dataset -> Dataset, applied to each run as soon as it ends; None keeps whole runs.
         workers: number of processes that share the runs, the costliest first, torch's threads and `memory`; each takes
-            about two seconds to start. Results are those of one process with as many threads. The scenario's class and functions have to be
-            defined in a module, or in a script that calls sweep below `if __name__ == "__main__":`.
+            about two seconds to start. Results are those of one process with as many threads. The scenario's class and
+            functions have to be defined in a module, or in a script that calls sweep below
+            `if __name__ == "__main__":`.
         settings: all other settings of `simulate`. With `store="folder"` each run has a store of its own there, and
             a sweep that was interrupted goes on where it stopped. `progress=True` counts runs.
 
