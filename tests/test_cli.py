@@ -308,3 +308,33 @@ def test_a_stored_limit_is_neither_resumed_nor_analysed(tmp_path, capsys):
     capsys.readouterr()
     assert "is a limit, which is stored as a whole" in refused(capsys, "resume", out, code=2)
     assert f"mfsde analyse RUN --reference {out}" in refused(capsys, "analyse", out, code=2)
+
+
+def test_a_plan_says_what_a_run_takes_and_whether_it_fits(capsys):
+    assert main(["plan", "MeanFieldOU", *SETTINGS]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"MeanFieldOU: needs [\d.]+ kB of .* memory \(state [\d.]+ B, drift .*, 11 frames", told), told
+    assert main(["plan", "MeanFieldOU", *SETTINGS, "--memory", "1e-6"]) == 1
+    assert "does not fit" in capsys.readouterr().out
+    assert main(["run", "MeanFieldOU", *SETTINGS, "--memory", "1e-6", "--out", "never.zarr"]) == 1
+    assert "DoesNotFit" in capsys.readouterr().err
+
+
+def test_a_sweep_shared_by_two_processes_has_the_table_of_one(tmp_path, capsys):
+    asked = ["sweep", "MeanFieldOU", *SETTINGS, "--over", "sigma=0.5,1", "--observe", "mean"]
+    for workers in ("1", "2"):
+        assert main([*asked, "--out", str(tmp_path / workers), "--workers", workers]) == 0
+    one, two = (xr.open_zarr(tmp_path / k / "table.zarr", consolidated=False) for k in ("1", "2"))
+    assert np.array_equal(one["mean"], two["mean"])
+
+
+def test_the_noise_of_float32_drives_a_run_in_float64(tmp_path, capsys):
+    asked = ["run", "MeanFieldOU", *SETTINGS, "--dtype", "float64", "--overwrite", "--out", str(tmp_path / "run.zarr")]
+    assert main([*asked, "--noise-precision", "float32"]) == 0
+    cheap = mfsde.open_run(tmp_path / "run.zarr").load()
+    assert main(asked) == 0
+    full = mfsde.open_run(tmp_path / "run.zarr").load()
+    assert cheap.position.dtype == np.float64
+    assert 0 < float(abs(cheap.position - full.position).max()) < 1e-5
+    assert main([*asked, "--noise-precision", "half"]) == 2
+    assert "--noise-precision half: expected float32 or float64" in capsys.readouterr().err

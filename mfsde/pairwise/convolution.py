@@ -47,7 +47,8 @@ _replicas: ContextVar[tuple[slice, int] | None] = ContextVar("replicas", default
 class Exact(Strategy):
     """The exact strategy that suits kernel, size and work: on one machine a function of these alone.
 
-    A resumed run therefore agrees. Moments for polynomials; compiled sums where at least ten seconds of torch operations are ahead; blocks else.
+    A resumed run therefore agrees. Moments for polynomial kernels; compiled sums where at least ten seconds of torch
+    operations are ahead; blocks else.
     """
 
     exact: ClassVar[bool] = True
