@@ -100,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArithmeticError, AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError) as problem:
         if options.traceback:
             raise
-        print(f"mfsde: {type(problem).__name__}: {_as_command(str(problem))}", file=sys.stderr)
+        # The place of a run in a sweep is a note.
+        told = "; ".join([str(problem), *getattr(problem, "__notes__", ())])
+        print(f"mfsde: {type(problem).__name__}: {_as_command(told)}", file=sys.stderr)
         return 1
     return 0
 
