@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .measure import EmpiricalMeasure
-from .pairwise.convolution import SAMPLE, declared, error, named, used
+from .pairwise.convolution import SAMPLE, aside, declared, error, named
 from .pairwise.kernel import Function, Kernel, Strategy
 from .tape import constant, is_recording, values, variable
 
@@ -133,7 +133,7 @@ class Energy:
         if self._checked:
             return
         # What a check sums over is not what a run does.
-        with torch.no_grad(), used():
+        with torch.no_grad(), aside():
             _check_splitting(self._value, mu)
         self._checked = True
 

@@ -117,7 +117,7 @@ class ParticleSystem:
         b = self.equation.drift(t, x, self.equation.measure(x))
         if self._corrects:
             b = b - 0.5 * self._self_derivative(t, x)
-        return (self.clock.dt * b).view(y.shape)
+        return (self.clock.dt * b).reshape(y.shape)
 
     def g(self, step: Any, y: Tensor) -> Tensor:
         """The diagonal diffusion per √step, √h·σ (schemes that need the matrix itself)."""
@@ -133,7 +133,7 @@ class ParticleSystem:
         own = product(self.equation.diffusion(t, x, law), v[..., :n])
         if self.equation.has_common_noise:
             own = own + product(self.equation.common_diffusion(t, x, law), v[..., n:])
-        return (math.sqrt(self.clock.dt) * own).view(y.shape)
+        return (math.sqrt(self.clock.dt) * own).reshape(y.shape)
 
     def f_and_g_prod(self, step: Any, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Both at once."""

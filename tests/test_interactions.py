@@ -111,6 +111,19 @@ def test_the_recorded_error_is_that_of_the_drift_at_that_state():
         assert float(scenario.energy.error(mu)[0]) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_a_sweep_over_strategies_has_their_errors_in_one_table():
+    table = mfsde.sweep(
+        Aggregation(), {"strategy": ["exact", "grid"]}, n_particles=32, horizon=0.2, dt=0.1, seed=1, dtype=FLOAT64
+    )
+    assert (table.interaction_error.sel(strategy="exact") == 0).all()
+    assert (table.interaction_error.sel(strategy="grid") > 0).all()
+
+
+def test_every_scheme_takes_compiled_forces():
+    exact, compiled = (run(Aggregation(gaussian, s), method="srk", n_replicas=2) for s in ("blocked", "compiled"))
+    np.testing.assert_allclose(compiled.position, exact.position, rtol=1e-12)
+
+
 def test_a_scenario_without_sums_over_pairs_records_none():
     assert "interactions" not in run(mfsde.scenarios.MeanFieldOU()).attrs
 
@@ -394,3 +407,43 @@ def test_an_energy_made_anew_at_each_step_has_one_kernel():
     scale = torch.ones(())
     by_tensor = [interaction(lambda z: scale * gaussian(z), strategy="compiled").kernel for _ in range(2)]
     assert by_tensor[0] is not by_tensor[1]
+
+
+@pytest.mark.parametrize("strategy", ["compiled", "moments"])
+def test_what_is_known_of_a_kernel_is_forgotten_when_it_changes(strategy):
+    scale = [1.0]
+    kernel = Kernel(lambda z: scale[0] * z.square().sum(-1), strategy)
+    mu = some_measure()
+    first = mu.convolve(kernel, mu.points)
+    scale[0] = 3.0
+    torch.testing.assert_close(mu.convolve(kernel, mu.points), 3 * first, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("strategy", ["compiled", "exact"])
+def test_constants_do_not_leave_the_range_of_float32(strategy):
+    x = 1e-10 * torch.linspace(-2, 2, 9).unsqueeze(-1)
+    mu = EmpiricalMeasure(x)
+    kernel = Kernel(lambda z: 1 / (1 + (z / 1e-10) ** 4).sum(-1), strategy)
+    expected = mu.convolve(Kernel(kernel.function, "blocked"), x)
+    torch.testing.assert_close(mu.convolve(kernel, x), expected, rtol=1e-5, atol=0)
+
+
+def test_a_kernel_that_changes_with_time_is_compiled_for_no_step(monkeypatch):
+    @dataclass(frozen=True)
+    class Changing(Aggregation):
+        def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+            return -mu.convolve(lambda z: z * torch.exp(-(1 + t) * z.square().sum(-1, keepdim=True)), x)
+
+    monkeypatch.setattr(convolution, "SECONDS_PER_PAIR", 1.0)
+    made = []
+    usable = convolution.compiled.usable
+    monkeypatch.setattr(convolution.compiled, "usable", lambda *args: made.append(1) or usable(*args))
+    found = run(Changing(), horizon=1.0)
+    assert np.isfinite(found.position).all()
+    # At the start, and at t = 0 of the run.
+    assert 1 <= len(made) <= 4
+
+
+def test_a_potential_is_what_the_slope_sets():
+    with pytest.raises(TypeError, match="potential is what `slope` sets"):
+        Kernel(lambda z: z, potential=Kernel(gaussian))

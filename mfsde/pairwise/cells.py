@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -272,8 +271,6 @@ def _neighbourhoods(cells: Tensor, axes: list[_Axis]) -> tuple[Tensor, Tensor]:
 
 # The declared support -------------------------------------------------------------------------------------------------
 
-_vanishing: WeakKeyDictionary[Kernel, set[object]] = WeakKeyDictionary()
-
 
 @torch.no_grad()
 def _check_support(kernel: Kernel, support: float, pairs: Pairs) -> None:
@@ -281,7 +278,7 @@ def _check_support(kernel: Kernel, support: float, pairs: Pairs) -> None:
     x = pairs.x
     d = x.shape[-1]
     case = (support, x.dtype, None if pairs.period is None else tuple(period_lengths(pairs.period, d)))
-    known = _vanishing.setdefault(kernel, set())
+    known: set[object] = kernel.facts(x).setdefault("vanishes", set())
     if case in known:
         return
     directions = _directions(d).to(x)

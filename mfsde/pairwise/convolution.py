@@ -38,6 +38,8 @@ SECONDS_WORTH_A_TRACE = 5e-3
 SAMPLE = 256
 
 _ahead: ContextVar[int] = ContextVar("ahead", default=1)
+# Kernels that a run met at its start, and whether it is starting.
+_known: ContextVar[tuple[set[Hashable], bool] | None] = ContextVar("known", default=None)
 _used: ContextVar[dict[str, Strategy] | None] = ContextVar("used", default=None)
 _measured: ContextVar[tuple[dict[str, Tensor], int] | None] = ContextVar("measured", default=None)
 _replicas: ContextVar[tuple[slice, int] | None] = ContextVar("replicas", default=None)
@@ -65,7 +67,8 @@ class Exact(Strategy):
             return Blocked()
         if _is_polynomial(kernel, pairs):
             return Moments()
-        return Compiled() if seconds >= SECONDS_WORTH_COMPILING and compiled.usable(kernel, pairs) else Blocked()
+        worth = seconds >= SECONDS_WORTH_COMPILING and _is_known(kernel)
+        return Compiled() if worth and compiled.usable(kernel, pairs) else Blocked()
 
 
 NAMED: dict[str, type[Strategy]] = {
@@ -204,13 +207,18 @@ def pairs_of(mu: Any, x: Tensor, own: Tensor | None) -> Pairs:
 
 
 @contextlib.contextmanager
-def ahead(n_evaluations: int) -> Iterator[None]:
-    """Within it each sum is known to be evaluated that often: what a run of n steps has ahead."""
-    token = _ahead.set(n_evaluations)
+def ahead(n_evaluations: int, kernels: set[Hashable] | None = None, is_start: bool = False) -> Iterator[None]:
+    """Within it each sum is known to be evaluated that often: what a run of n steps has ahead.
+
+    kernels: those that the start of the run has met, which collects them; no others are compiled unasked. One that
+    changes with time would be compiled in each step.
+    """
+    tokens = _ahead.set(n_evaluations), _known.set(None if kernels is None else (kernels, is_start))
     try:
         yield
     finally:
-        _ahead.reset(token)
+        _ahead.reset(tokens[0])
+        _known.reset(tokens[1])
 
 
 @contextlib.contextmanager
@@ -241,6 +249,17 @@ def recorded(strategies: Mapping[str, Strategy]) -> dict[str, Any]:
     """What a dataset says of the strategies by which a run has summed over pairs, where it has."""
     told = {name: {**strategy.described(), "exact": strategy.exact} for name, strategy in strategies.items()}
     return {"interactions": told} if told else {}
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Within it sums are neither recorded nor measured: they are no part of what is evaluated."""
+    tokens = _used.set(None), _measured.set(None)
+    try:
+        yield
+    finally:
+        _used.reset(tokens[0])
+        _measured.reset(tokens[1])
 
 
 @contextlib.contextmanager
@@ -278,6 +297,17 @@ def _note(name: str, strategy: Strategy) -> None:
     # Two functions may have one name.
     while found.setdefault(name, strategy) != strategy:
         name, again = f"{name.split(' #')[0]} #{again}", again + 1
+
+
+def _is_known(kernel: Kernel) -> bool:
+    found = _known.get()
+    if found is None:
+        return True
+    kernels, is_start = found
+    name = kernel_identity(kernel) or kernel
+    if is_start:
+        kernels.add(name)
+    return name in kernels
 
 
 def _is_polynomial(kernel: Kernel, pairs: Pairs) -> bool:

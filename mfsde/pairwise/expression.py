@@ -257,7 +257,7 @@ def multiply(a: Expression, b: Expression) -> Expression:
     if a.op == "neg" or b.op == "neg":
         return _negative_product(a, b)
     for x, other in ((a, b), (b, a)):
-        if x.op == "mul" and x.args[0].is_constant:
+        if x.op == "mul" and _is_moderate(x.args[0]) and not (other.is_constant and not _is_moderate(other)):
             first, second = x.args
             if other.is_constant:
                 return multiply(multiply(first, other), second)
@@ -265,6 +265,11 @@ def multiply(a: Expression, b: Expression) -> Expression:
     if a is b and a.op == "sqrt" and is_non_negative(a.args[0]):
         return a.args[0]
     return _node("mul", a, b)
+
+
+def _is_moderate(x: Expression) -> bool:
+    """A constant that may change its place in a product: others are there to keep float32 within its range."""
+    return x.is_constant and 1e-3 <= abs(x.value) <= 1e3
 
 
 def _negative_product(a: Expression, b: Expression) -> Expression:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,9 @@ from torch import Tensor
 from ..torus import Period, shortest
 
 Function = Callable[[Tensor], Tensor]
+
+# Differences at which a kernel is looked at.
+PROBES = 16
 
 
 class Key(Protocol):
@@ -68,9 +72,15 @@ class Kernel:
             raise TypeError("Kernel: the function is a Kernel already; pass its .function with another strategy.")
         if not callable(function):
             raise TypeError(f"Kernel: {function!r:.60} is no function of differences z (..., d).")
+        if potential is not None and function != potential._gradient:
+            raise TypeError("Kernel: potential is what `slope` sets; use Kernel(W).slope, or interaction(W), for ∇W.")
         self.function = function
         self.strategy = strategy
         self.potential = potential
+        self._facts: dict[Any, tuple[Tensor | None, dict[Any, Any]]] = {}
+
+    def __repr__(self) -> str:
+        return f"Kernel({self.name}, strategy={self.strategy!r})"
 
     def __call__(self, z: Tensor) -> Tensor:
         """K(z)."""
@@ -82,6 +92,36 @@ class Kernel:
         if self.potential is not None:
             return f"gradient of {self.potential.name}"
         return getattr(self.function, "__qualname__", type(self.function).__qualname__)
+
+    def facts(self, like: Tensor) -> dict[Any, Any]:
+        """What strategies have learnt of K, for points like these; forgotten once K's values at some z have changed.
+
+        A function may close over numbers and tensors that change. On devices other than the CPU, where looking would
+        make the host wait, it is taken to be a constant.
+        """
+        if self.potential is not None:
+            known = self.potential.facts(like)
+            return known.setdefault("of the slope", {})  # type: ignore[no-any-return]
+        place = (like.shape[-1], like.dtype, like.device)
+        values = self._facts.get(place, (None, {}))[0]
+        if values is None or like.is_cpu:
+            found = self._probed(like)
+            same = values is not None and values.shape == found.shape and bool((_bits(values) == _bits(found)).all())
+            if not same:
+                self._facts[place] = (found, {})
+        return self._facts[place][1]
+
+    def _probed(self, like: Tensor) -> Tensor:
+        """K at fixed differences of several sizes."""
+        d = like.shape[-1]
+        angles = torch.arange(1, PROBES * d + 1, dtype=like.dtype, device=like.device).reshape(PROBES, d)
+        sizes = torch.logspace(-2, 1, PROBES, dtype=like.dtype, device=like.device).unsqueeze(-1)
+        try:
+            with torch.no_grad():
+                return self.function(sizes * torch.cos(angles)).detach()
+        except Exception:
+            # A kernel that fails here says so where it is summed.
+            return like.new_zeros(0)
 
     @cached_property
     def slope(self) -> Kernel:
@@ -98,6 +138,11 @@ class Kernel:
                 return torch.zeros_like(z)
             (slope,) = torch.autograd.grad(value, [at], create_graph=keeps, allow_unused=True)
         return torch.zeros_like(z) if slope is None else slope
+
+
+def _bits(values: Tensor) -> Tensor:
+    """NaN equals itself."""
+    return torch.nan_to_num(values, nan=math.pi)
 
 
 class Strategy(abc.ABC):

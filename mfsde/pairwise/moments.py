@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -321,7 +320,7 @@ class Separable(Strategy):
         return slope
 
     def _check(self, kernel: Kernel, pairs: Pairs) -> None:
-        checked = _checked.setdefault(kernel, set())
+        checked: set[Separable] = kernel.facts(pairs.x).setdefault("separable", set())
         if self in checked:
             return
         with torch.no_grad():
@@ -345,9 +344,6 @@ class Separable(Strategy):
                     'or use strategy="exact".'
                 )
         checked.add(self)
-
-
-_checked: WeakKeyDictionary[Kernel, set[Separable]] = WeakKeyDictionary()
 
 
 def _check_shapes(left: Tensor, right: Tensor, values: Tensor) -> None:
