@@ -465,7 +465,7 @@ def test_precision_is_recorded_only_where_set_and_leaves_words_alone() -> None:
     assert torch.equal(exact.normals(0, shape, dtype=torch.float64), Noise(5).normals(0, shape, dtype=torch.float64))
     with pytest.raises(ValueError, match="float32 values are asked for"):
         exact.normals(0, shape)
-    with pytest.raises(ValueError, match="expected torch.float32, torch.float64 or None"):
+    with pytest.raises(ValueError, match=r"expected torch\.float32, torch\.float64 or None"):
         Noise(5, precision=torch.float16)
 
 

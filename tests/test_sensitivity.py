@@ -326,7 +326,9 @@ def test_outside_of_a_recording_parameters_leave_no_graph(dtype):
 def test_a_law_without_its_derivative_is_rejected(name, monkeypatch):
     scenario, names, extra = CASES[name]
     settings = {**SETTINGS, **extra}
-    monkeypatch.setattr(Replay, "measure", lambda self, x, step=None: EmpiricalMeasure(x.detach(), period=self._equation.period))
+    monkeypatch.setattr(
+        Replay, "measure", lambda self, x, step=None: EmpiricalMeasure(x.detach(), period=self._equation.period)
+    )
     found = differentiate(second_moment, scenario, names, **settings)
     assert not agrees(found, quotients(scenario, names, lambda case: float(value(case, **settings).mean())))
 
