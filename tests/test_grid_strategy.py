@@ -113,8 +113,9 @@ def test_the_filter_undoes_the_spline_to_two_orders_more_than_interpolation(p):
 
 @pytest.mark.parametrize("order", [4, 6, 8])
 @pytest.mark.parametrize("d", [1, 2])
-def test_polynomials_of_the_splines_degree_are_exact(order, d):
-    """To what is left of the cut of periodic differences, below tolerance/10 of its size."""
+def test_polynomials_of_the_splines_degree_are_exact(monkeypatch, order, d):
+    """To what is left of the cut of periodic differences, below tolerance/10 of its size: too much to be accepted."""
+    monkeypatch.setattr(grids, "_spacing", lambda measure: measure.strategy.spacing)
     kernel = Kernel(lambda z: z[..., :1] ** (order - 1) - 2 * z.sum(-1, keepdim=True) ** 2 + 0.5)
     assert relative_error(Grid(1e-10, order=order, spacing=0.7), kernel, some_pairs(50, d=d)) <= 1e-7
 
@@ -123,7 +124,7 @@ def test_polynomials_of_the_splines_degree_are_exact(order, d):
 def test_the_error_falls_with_the_order_of_the_spline(order):
     """Errors of independent positions: the slope between spacings h and h/2 is p, up to h²."""
     pairs = some_pairs(100)
-    coarse, fine = (relative_error(Grid(1e-9, order=order, spacing=h), FORCE, pairs) for h in (0.4, 0.2))
+    coarse, fine = (relative_error(Grid(1e-2, order=order, spacing=h), FORCE, pairs) for h in (0.4, 0.2))
     assert math.log2(coarse / fine) >= order - 0.5
 
 
@@ -152,10 +153,15 @@ def test_single_pairs_are_within_the_tolerance(kernel, d):
 
 
 @every_kernel
-def test_a_spacing_far_above_the_one_found_is_not(kernel):
-    strategy = Grid(1e-3)
-    h = strategy.spacing_for(kernel, torch.zeros(1, 2, dtype=FLOAT64))
-    assert pair_error(Grid(1e-3, spacing=2.5 * h), kernel, 2) > 1e-3
+def test_a_spacing_far_above_the_one_found_is_not_and_is_refused(kernel):
+    like = torch.zeros(1, 2, dtype=FLOAT64)
+    h = 2.5 * Grid(1e-3).spacing_for(kernel, like)
+    assert pair_error(Grid(0.1, order=4, spacing=h), kernel, 2) > 1e-3
+    with pytest.raises(
+        ValueError, match=r"relative error .* at spacing .*, above the tolerance 0.001\. Give a smaller"
+    ):
+        Grid(1e-3, spacing=h).spacing_for(kernel, like)
+    assert Grid(1e-3, spacing=h / 3).spacing_for(kernel, like) == h / 3
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-5])
@@ -194,7 +200,7 @@ def test_a_kink_at_half_a_period_costs_spacing_and_is_refused_where_the_toleranc
     kernel = Kernel(narrow).slope
     pairs = some_pairs(period=4.0)
     assert relative_error(Grid(1e-2), kernel, pairs) <= 1e-2
-    with pytest.raises(ValueError, match=r"not smooth enough for a grid.*make it periodic"):
+    with pytest.raises(ValueError, match=r"not smooth enough for a grid: it jumps by 4 .* Make it periodic"):
         Grid(1e-4).sums(Kernel(lambda z: z), pairs)
 
 
@@ -206,6 +212,79 @@ def test_two_clusters_at_the_ends_of_the_box_see_each_other():
     pairs = Pairs(x, y, torch.full((1, 40), 1 / 40, dtype=FLOAT64))
     for name in ("spring", "gradient of spring", "matrix"):
         assert relative_error(Grid(1e-3), SMOOTH[name], pairs) <= 1e-4
+
+
+def within(z: Tensor) -> Tensor:
+    return (z.norm(dim=-1) < 1).to(z)
+
+
+JUMPS = {
+    "indicator": within,
+    "bounded confidence": lambda z: z * within(z).unsqueeze(-1),
+    "along a component": lambda z: gaussian(z) * (z[..., -1] < 0.7),
+    "small": lambda z: gaussian(z) + 0.02 * within(z / 1.3),
+    "cut off": lambda z: gaussian(z) * within(z / 2.5),
+}
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-5])
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("name", JUMPS)
+def test_jumps_are_refused(name, d, tolerance):
+    kernel, like = Kernel(JUMPS[name]), torch.zeros(1, d, dtype=FLOAT64)
+    with pytest.raises(ValueError, match="not smooth enough for a grid: it jumps by"):
+        Grid(tolerance).spacing_for(kernel, like)
+    with pytest.raises(ValueError, match="not smooth enough for a grid: it jumps by"):
+        Grid(tolerance, spacing=1e-3).spacing_for(kernel, like)
+
+
+@pytest.mark.parametrize(("tolerance", "height"), [(1e-1, 1e-2), (1e-3, 1e-5)])
+def test_jumps_below_the_tolerance_are_not(tolerance, height):
+    kernel = Kernel(lambda z: gaussian(z) + height * within(z / 1.3))
+    like = torch.zeros(1, 2, dtype=FLOAT64)
+    found, smooth = (Grid(tolerance).spacing_for(k, like) for k in (kernel, SMOOTH["gaussian"]))
+    assert smooth / 2 <= found <= smooth
+
+
+def kink(z: Tensor) -> Tensor:
+    return (1 - z.square().sum(-1)).relu()
+
+
+def step(z: Tensor) -> Tensor:
+    return torch.tanh((z.square().sum(-1) - 1) * 5e3)
+
+
+def error_around_the_unit_sphere(function, d: int, tolerance: float) -> float:
+    """Of pairs within five spacings of |z| = 1, counted with the share that they have of the ball |z| <= 1.2."""
+    kernel = Kernel(function)
+    h = Grid(tolerance).spacing_for(kernel, torch.zeros(1, d, dtype=FLOAT64))
+    generator = torch.Generator().manual_seed(5)
+    y = h * torch.rand(4, 1, d, generator=generator, dtype=FLOAT64)
+    # A small sector needs a small box.
+    z = torch.cat([torch.ones(4, 200, 1), 0.2 * torch.rand(4, 200, d - 1, generator=generator)], -1).double()
+    length = 1 + 5 * h * (2 * torch.rand(4, 200, 1, generator=generator, dtype=FLOAT64) - 1)
+    pairs = Pairs(y + z / z.norm(dim=-1, keepdim=True) * length, y, torch.ones(4, 1, dtype=FLOAT64))
+    error = (Grid(tolerance).sums(kernel, pairs) - Blocked().sums(kernel, pairs)).square().mean()
+    share = ((1 + 5 * h) ** d - (1 - 5 * h) ** d) / 1.2**d
+    ball = 1.2 * torch.linspace(0, 1, 10001, dtype=FLOAT64).unsqueeze(-1) ** (1 / d) * torch.eye(d, dtype=FLOAT64)[0]
+    return math.sqrt(float(share * error / kernel(ball).square().mean()))
+
+
+NARROW = [(kink, 1, 1e-5), (kink, 2, 4e-5), (step, 1, 1e-3)]
+
+
+@pytest.mark.parametrize(("function", "d", "tolerance"), NARROW)
+def test_features_narrower_than_the_distances_of_samples_are_within_the_tolerance(function, d, tolerance):
+    assert error_around_the_unit_sphere(function, d, tolerance) <= tolerance
+
+
+@pytest.mark.parametrize(("function", "d", "tolerance"), NARROW)
+def test_without_samples_where_the_kernel_is_rough_they_are_not(monkeypatch, function, d, tolerance):
+    none = grids._Rough(
+        *(torch.zeros(0, n, dtype=FLOAT64) for n in (d, d)), torch.zeros(0).long(), *torch.zeros(2, 0, 2)
+    )
+    monkeypatch.setattr(grids._Measure, "rough", none)
+    assert error_around_the_unit_sphere(function, d, tolerance) > tolerance
 
 
 # Shapes, own terms, invariances ---------------------------------------------------------------------------------------
@@ -325,6 +404,19 @@ def test_a_resumed_run_finds_the_same_spacing_whatever_state_it_meets():
     assert Grid().spacing_for(whole, late.x) == Grid().spacing_for(Kernel(morse).slope, single)
 
 
+def test_sums_do_not_depend_on_the_clouds_before():
+    """Two clouds of unlike extent may share a number of nodes, and a transform."""
+    small, large = (torch.linspace(0, n * 0.25, 9, dtype=FLOAT64).reshape(1, 9, 1) for n in (66, 74))
+    weights = torch.full((1, 9), 1 / 9, dtype=FLOAT64)
+    kernels = [Kernel(lambda z: z / (1 + z.square()).sqrt() * torch.cos(0.5 * z)) for _ in range(2)]
+    strategy = Grid(1e-3, spacing=0.25)
+    plan = grids._plan(strategy, kernels[0], small, (math.inf,))
+    assert plan.box([small]).sizes == plan.box([large]).sizes
+    strategy.sums(kernels[0], Pairs(small, small, weights))
+    found = [strategy.sums(kernel, Pairs(large, large, weights)) for kernel in kernels]
+    assert torch.equal(found[0], found[1])
+
+
 def test_spacings_scale_with_the_kernel():
     like = torch.zeros(1, 2, dtype=FLOAT64)
     wide = Grid().spacing_for(Kernel(lambda z: gaussian(z / 4)).slope, like)
@@ -335,7 +427,9 @@ def test_spacings_scale_with_the_kernel():
 # Derivatives ----------------------------------------------------------------------------------------------------------
 
 
-def test_sums_are_differentiable_in_points_weights_and_parameters():
+def test_sums_are_differentiable_in_points_weights_and_parameters(monkeypatch):
+    # Every value of a parameter makes another kernel, to be measured again.
+    monkeypatch.setattr(grids, "_spacing", lambda measure: measure.strategy.spacing)
     pairs = some_pairs(6, d=2, m=3)
     scale = torch.tensor(1.3, dtype=FLOAT64, requires_grad=True)
     strategy = Grid(1e-2, spacing=0.5)
@@ -347,6 +441,30 @@ def test_sums_are_differentiable_in_points_weights_and_parameters():
     inputs = [z.clone().requires_grad_() for z in (pairs.x, pairs.points, pairs.weights)]
     assert torch.autograd.gradcheck(sums, [*inputs, scale])
     assert torch.autograd.gradgradcheck(sums, [*inputs, scale])
+
+
+@pytest.mark.parametrize("slope", [False, True])
+def test_parameters_have_gradients_after_sums_without(slope):
+    scale = torch.tensor(1.3, dtype=FLOAT64, requires_grad=True)
+    kernel = Kernel(lambda z: torch.exp(-z.square().sum(-1) / (2 * scale**2)))
+    kernel, pairs = kernel.slope if slope else kernel, some_pairs(6)
+    fresh = Kernel(kernel.potential.function).slope if slope else Kernel(kernel.function)
+    with torch.no_grad():
+        Grid().sums(kernel, pairs)
+    (found,) = torch.autograd.grad(Grid().sums(kernel, pairs).square().sum(), [scale])
+    (expected,) = torch.autograd.grad(Grid().sums(fresh, pairs).square().sum(), [scale])
+    assert float(expected.abs()) > 0
+    assert torch.equal(found, expected)
+
+
+def test_transforms_without_parameters_are_kept_where_gradients_are_followed():
+    pairs, kernel = some_pairs(6), Kernel(gaussian).slope
+    x = pairs.x.clone().requires_grad_()
+    Grid().sums(kernel, Pairs(x, x, pairs.weights))
+    plan = grids._plan(Grid(), kernel, pairs.x, (math.inf, math.inf))
+    (kept,) = plan.transforms.values()
+    assert not kept.requires_grad
+    assert plan.transform(kernel, plan.box([x]), x) is kept
 
 
 def test_the_slope_of_an_interpolated_kernel_is_the_kernels_slope_to_one_order_less():
@@ -384,7 +502,7 @@ def test_parameters_out_of_range_are_refused(parameters, message):
         (lambda z: 1 / z.norm(dim=-1), "not finite at 0; a singular kernel"),
         (absolute, "not smooth enough for a grid: the relative error is .* Regularise"),
         (lambda z: z.square().sum(-1) ** 0.6, "not smooth enough"),
-        (lambda z: torch.where(z[..., 0] > 0, 1.0, 0.0), "not smooth enough"),
+        (lambda z: torch.where(z[..., 0] > 0, 1.0, 0.0), "not smooth enough for a grid: it jumps by 1 near"),
         (lambda z: z, "no length scale.*moments"),
         (lambda z: z.square().sum(-1), "no length scale"),
         (lambda z: gaussian(z - z.mean(dim=-2, keepdim=True)), "depends on which other differences"),

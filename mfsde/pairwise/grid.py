@@ -19,7 +19,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -39,8 +38,14 @@ OCTAVES = 20
 # Differences sampled in each octave of distances.
 SAMPLE = 64
 
-# Distances at which the error is looked at, in spacings.
-FAR = 1 << 12
+# Distances at which the error is looked at, in spacings, in one and in two dimensions: the largest boxes hold no more.
+FAR = {1: 1 << 21, 2: 1 << 12}
+
+# Chords of each octave are halved this often in double precision where K is rough: a length that remains is a jump.
+HALVINGS = 36
+
+# Of rough pieces at most this many are kept in an octave.
+PIECES = 512
 
 # Particles whose stencils are formed at once: they stay in the processor's cache.
 BLOCK = 1 << 14
@@ -59,9 +64,17 @@ class Grid(Strategy):
     The error contract. `tolerance` bounds the relative root mean square error of K̂(x, y) against K(x - y) over the
     differences in every ball |z| <= ρ, ρ >= spacing, for all positions relative to the nodes. The spacing is the
     largest (a power of 2^(1/4)) for which this holds with a margin of 2, measured once per kernel on fixed random
-    differences of all lengths from 2^-20 to 2^20: a function of kernel, parameters, dimension and period, never of the
-    particles, so that a resumed run finds the same. `Interaction.error` measures the error of a drift. A cloud
-    that has collapsed below the spacing loses relative accuracy; give a `spacing` then.
+    differences of all lengths from 2^-20 to 2^20, and on more of them where halving random chords finds K rough: a
+    function of kernel, parameters, dimension and period, never of the particles, so that a resumed run finds the same.
+    A given spacing is measured too. Kinks cost spacing; a jump whose height, relative to K's root mean square up to
+    there, is above the tolerance has no spacing and is refused. `Interaction.error` measures the error of a drift.
+
+    What this does not cover. Particles whose differences prefer the places where K is rough (two clusters at the
+    distance of a kink) see the error there, not its mean over the ball. A cloud that has collapsed below the spacing
+    loses relative accuracy; give a `spacing` then. The sum of all may cancel where single pairs do not. Features that
+    64 chords in each octave of distances do not meet, within a small sector of the plane, say, or of values that
+    agree at 4 (p + 1) points of each, stay unseen, and lengths below 2^-20 or above 2^20 are not looked at: choose
+    units of the kernel's size.
 
     In the plane the box follows the particles at each step, with nodes at whole multiples of the spacing: its size
     changes rounding only. On CUDA this reads the extent back to the host, and the order of additions, hence
@@ -71,7 +84,7 @@ class Grid(Strategy):
     Derivatives in x, points, weights and K's parameters are those of the interpolated sums, C^(p-2) in x; they carry
     an error of one order less, several times the tolerance. Vector kernels ∇W are interpolated as they are: the
     error is smaller than that of the derivative of an interpolated W, and forces of odd kernels add up to zero.
-    Build the `Kernel` once: what is known of it is kept with the object, and K must not change afterwards.
+    Build the `Kernel` once: what is known of it is kept with the object (`Kernel.facts`).
 
     Args:
         tolerance: relative error, in [1e-10, 0.1] and at least 64 roundings of the particles' dtype.
@@ -81,7 +94,8 @@ class Grid(Strategy):
 
     Raises:
         ValueError: parameters out of range; in `sums`: d > 2, K(0) not finite, a kernel that does not act entry by
-            entry, is not smooth at the tolerance or has no length scale, particles too far apart for a grid.
+            entry, jumps, is not smooth at the tolerance or has no length scale, a given spacing with an error above
+            the tolerance, particles too far apart for a grid.
 
     """
 
@@ -149,14 +163,14 @@ class Grid(Strategy):
 
 
 class _Box(NamedTuple):
-    """One replica's nodes, per component: h, number (padded on lines), first one, number of differences in use."""
+    """One replica's nodes, per component: h, number (padded on lines), first one. guard: nodes beyond those in use."""
 
     spacing: tuple[float, ...]
     sizes: tuple[int, ...]
     first: tuple[int, ...]
-    used: tuple[int, ...]
     is_periodic: tuple[bool, ...]
     order: int
+    guard: int
 
 
 @dataclass(eq=False)
@@ -173,14 +187,13 @@ class _Plan:
     def box(self, clouds: Sequence[Tensor]) -> _Box | None:
         """That holds all points; None where they are not finite, so that sums are NaN like exact ones."""
         order, guard = self.strategy.nodes, _guard(self.strategy.nodes, self.strategy.tolerance)
-        spacing, sizes, first, used = [], [], [], []
+        spacing, sizes, first = [], [], []
         for i, length in enumerate(self.lengths):
             if math.isfinite(length):
                 n = _smooth(math.ceil(length / self.spacing - 1e-9))
                 spacing.append(length / n)
                 sizes.append(n)
                 first.append(0)
-                used.append(n)
                 continue
             ends = [[float(end) for end in torch.aminmax(z[..., i].detach())] for z in clouds]
             low, high = min(e[0] for e in ends), max(e[1] for e in ends)
@@ -197,7 +210,6 @@ class _Plan:
             spacing.append(self.spacing)
             sizes.append(_smooth(2 * (n + guard)))
             first.append(start)
-            used.append(n)
         if math.prod(sizes) > MOST_NODES:
             raise ValueError(
                 f"Grid: particles that need {' × '.join(map(str, sizes))} nodes at spacing {self.spacing:.3g}, padding "
@@ -205,39 +217,57 @@ class _Plan:
                 "a larger tolerance or spacing, or a confinement that keeps particles together."
             )
         is_periodic = tuple(math.isfinite(length) for length in self.lengths)
-        return _Box(tuple(spacing), tuple(sizes), tuple(first), tuple(used), is_periodic, order)
+        return _Box(tuple(spacing), tuple(sizes), tuple(first), is_periodic, order, guard)
 
     def transform(self, kernel: Kernel, box: _Box, like: Tensor) -> Tensor:
         """Fourier transform of c on the differences of nodes, (out, 1, ...)."""
+        if torch.is_grad_enabled() and _has_parameters(kernel, like):
+            return _transform(kernel, box, self.lengths, like)
         found = self.transforms.pop(box.sizes, None)
         if found is None:
-            found = _transform(kernel, box, self.lengths, like)
-        if not found.requires_grad:
-            self.transforms[box.sizes] = found
-            while len(self.transforms) > KEPT:
-                del self.transforms[next(iter(self.transforms))]
+            with torch.no_grad():
+                found = _transform(kernel, box, self.lengths, like)
+        self.transforms[box.sizes] = found
+        while len(self.transforms) > KEPT:
+            del self.transforms[next(iter(self.transforms))]
         return found
 
 
-_PLANS: WeakKeyDictionary[Kernel, dict[Any, _Plan]] = WeakKeyDictionary()
-
-
 def _plan(strategy: Grid, kernel: Kernel, like: Tensor, lengths: tuple[float, ...]) -> _Plan:
-    plans = _PLANS.setdefault(kernel, {})
+    facts = kernel.facts(like)
     key = (strategy, lengths, like.dtype, like.device)
-    if key not in plans:
+    if key not in facts:
         with torch.no_grad():
             out, is_odd = _checked(kernel, like, lengths)
-            spacing = strategy.spacing or _find_spacing(strategy, kernel, _precise(kernel, like), lengths)
-        plans[key] = _Plan(strategy, spacing, lengths, out, is_odd, {})
-    return plans[key]
+            spacing = _spacing(_Measure(strategy, kernel, _precise(kernel, like), lengths))
+        facts[key] = _Plan(strategy, spacing, lengths, out, is_odd, {})
+    plan: _Plan = facts[key]
+    return plan
+
+
+def _has_parameters(kernel: Kernel, like: Tensor) -> bool:
+    """Whether K's values are functions of tensors that require gradients, other than z."""
+    z = like.new_zeros(1, like.shape[-1]).requires_grad_()
+    with torch.enable_grad():
+        values = kernel(z)
+    if values.grad_fn is None:
+        return values.requires_grad and values is not z
+    pending, seen = [values.grad_fn], {values.grad_fn}
+    while pending:
+        node = pending.pop()
+        if getattr(node, "variable", z) is not z:
+            return True
+        new = {following for following, _ in node.next_functions if following is not None} - seen
+        pending += new
+        seen |= new
+    return False
 
 
 def _transform(kernel: Kernel, box: _Box, lengths: Sequence[float], like: Tensor) -> Tensor:
     axes = []
     for i, (h, n) in enumerate(zip(box.spacing, box.sizes, strict=True)):
         lag = torch.arange(-(n // 2), n // 2 + 1, dtype=torch.float64)
-        axes.append(h * (lag if box.is_periodic[i] else _levelled(lag, box.used[i], n / 2)))
+        axes.append(h * (lag if box.is_periodic[i] else _levelled(lag, n / 2, box.guard)))
     z = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).to(like)
     values = kernel(shortest(z, lengths))
     if not bool(torch.isfinite(values.detach()).all()):
@@ -259,12 +289,13 @@ def _transform(kernel: Kernel, box: _Box, lengths: Sequence[float], like: Tensor
     return found.unsqueeze(1)
 
 
-def _levelled(lag: Tensor, used: int, end: float) -> Tensor:
+def _levelled(lag: Tensor, end: float, guard: int) -> Tensor:
     """Differences of nodes, twice differentiable and flat where the circle is cut, at `end`.
 
-    The lags beyond those in use only keep the cut away from them; a kernel must not grow there.
+    The lags beyond those in use, all below end - guard, only keep the cut away from them; a kernel must not grow
+    there. The same for all clouds that share a number of nodes, whose transform is kept.
     """
-    start = (used + end) / 2
+    start = end - guard / 2
     s = ((lag.abs() - start) / (end - start)).clamp(0, 1)
     return torch.where(s > 0, start + (end - start) * (s - s**3 + s**4 / 2), lag.abs()) * lag.sign()
 
@@ -517,72 +548,219 @@ def _precise(kernel: Kernel, like: Tensor) -> Tensor:
     return precise
 
 
-def _find_spacing(strategy: Grid, kernel: Kernel, like: Tensor, lengths: Sequence[float]) -> float:
+class _Rough(NamedTuple):
+    """Pieces z + s·edge, 0 <= s <= 1, of K rougher than the tolerance at their length; all shorter than an octave.
+
+    z, edge: (n, d). octave: (n,), the number of theirs. share: (n,) of the octave's differences.
+    jumps: (k, 2), |z| and height of the jumps found.
+    """
+
+    z: Tensor
+    edge: Tensor
+    octave: Tensor
+    share: Tensor
+    jumps: Tensor
+
+
+class _Measure:
+    """The error that a grid of any spacing makes with a kernel, on fixed random differences and where K is rough."""
+
+    def __init__(self, strategy: Grid, kernel: Kernel, like: Tensor, lengths: Sequence[float]) -> None:
+        self.strategy, self.kernel, self.like, self.lengths = strategy, kernel, like, lengths
+        self.wanted = strategy.tolerance / MARGIN
+        self.error = functools.cache(self._error)
+        z, self.within, radii = _differences(like.shape[-1])
+        # Beyond a torus all differences are there again.
+        self.octaves = int((radii <= 2 * sum(lengths)).sum())
+        self.z, self.within, self.radii = z[: self.octaves], self.within[: self.octaves], radii[: self.octaves]
+        size = self._values(self.z).square().sum(-1).mean(1)
+        # Octaves of differences where K overflows are none that particles have.
+        self.usable = torch.isfinite(size)
+        self.volume = self.radii ** like.shape[-1] * self.usable
+        self.size = torch.where(self.usable, size, 0.0) * self.volume
+
+    def _values(self, z: Tensor) -> Tensor:
+        """K at differences, in double precision.    (..., d) -> (..., out)."""
+        values = self.kernel(shortest(z.to(self.like), self.lengths))
+        return values.reshape(*z.shape[:-1], -1).double().cpu()
+
+    def _error(self, h: float, nearest: float = 1 / 8) -> float:
+        """Largest root mean square error over balls |z| <= ρ, ρ >= h, relative to K's root mean square there.
+
+        Octaves |z| < nearest · h are left out.
+        """
+        view = (self.radii >= nearest * h) & (self.radii <= h * FAR[self.like.shape[-1]])
+        squares = torch.zeros(self.octaves, dtype=torch.float64)
+        squares[view] = self._squares(self.z[view], self.within[view], h).mean(1)
+        error = self._worst(squares, view, h)
+        if error > self.strategy.tolerance:
+            return error
+        # Of features narrower than the distances between samples these see nothing.
+        rough, length = self.rough, self.strategy.nodes * h / 4
+        size = rough.edge.norm(dim=-1)
+        near = view[rough.octave] & (size <= length) & (size > length / 2)
+        if not bool(near.any()):
+            return error
+        z, edge, octave, share = (part[near] for part in rough[:4])
+        u, within = torch.rand(2, len(z), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        # They are a spline wide.
+        z = z + edge * (0.5 + 4 * (u - 0.5)).unsqueeze(-1)
+        squares.index_add_(0, octave, 4 * share * self._squares(z, within, h))
+        return self._worst(squares, view, h)
+
+    def _worst(self, squares: Tensor, view: Tensor, h: float) -> float:
+        """From the mean squares of octaves."""
+        squares = torch.where(view & self.usable, squares, 0.0) * self.volume
+        size = torch.where(view, self.size, 0.0)
+        ratio = squares.cumsum(0) / size.cumsum(0)
+        worst = torch.nan_to_num(ratio[view & (self.radii >= h)], nan=math.inf, posinf=math.inf)
+        return math.sqrt(float(worst.max())) if len(worst) else math.inf
+
+    def _squares(self, z: Tensor, within: Tensor, h: float) -> Tensor:
+        """|K̂ - K|² at differences z and positions within a cell.    (..., d), (...) -> (...).
+
+        To first order the error is the sum of those of interpolation in each component of x and of y, uncorrelated
+        over the positions of x and y within their cells.
+        """
+        p = self.strategy.nodes
+        stencil, taps = _cardinal(p, _guard(p, self.strategy.tolerance), within)
+        exact = self._values(z)
+        squares = torch.zeros(z.shape[:-1], dtype=torch.float64)
+        for i in range(z.shape[-1]):
+            offsets = torch.zeros(*within.shape, len(stencil), z.shape[-1], dtype=torch.float64)
+            offsets[..., i] = (stencil - within.unsqueeze(-1)) * h
+            found = (self._values(z.unsqueeze(-2) + offsets) * taps.unsqueeze(-1)).sum(-2)
+            squares += 2 * (found - exact).square().sum(-1)
+        return squares
+
+    @functools.cached_property
+    def rough(self) -> _Rough:
+        """Chords of all octaves, halved again and again where K is no polynomial to within the tolerance."""
+        d, eps = self.like.shape[-1], torch.finfo(self.like.dtype).eps
+        mean = (self.size.cumsum(0) / self.volume.cumsum(0).clamp(min=1e-300)).sqrt()
+        least = torch.where(self.usable, mean * max(self.wanted, FAR[d] * eps), math.inf)
+        generator = torch.Generator().manual_seed(3)
+        start, edge = (z[: self.octaves] for z in _chords(d))
+        share = edge.norm(dim=-1) / edge.norm(dim=-1).sum(1, keepdim=True) / 4
+        octave = torch.arange(self.octaves).unsqueeze(1).expand(share.shape)
+        z = torch.stack([start + k / 4 * edge for k in range(4)])
+        pieces = [z, *(part.expand(4, *part.shape) for part in (edge / 4, octave, share))]
+        pieces = [part.flatten(0, 2) for part in pieces]
+        kept = []
+        for _ in range(HALVINGS if self.like.dtype == torch.float64 else HALVINGS // 2):
+            is_rough = self._roughness(pieces[0], pieces[1]) > least[pieces[2]]
+            pieces = _thinned([part[is_rough] for part in pieces], generator)
+            if not len(pieces[0]):
+                break
+            z, edge, octave, share = pieces
+            kept.append(pieces)
+            pieces = [torch.cat(two) for two in ((z, z + edge / 2), (edge / 2,) * 2, (octave,) * 2, (share / 2,) * 2)]
+        jumps = self._jumps(pieces[0], pieces[1], least[pieces[2]])
+        kept.append([part[:0] for part in pieces])
+        z, edge, octave, share = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        return _Rough(z, edge, octave, share, jumps)
+
+    def _roughness(self, z: Tensor, edge: Tensor) -> Tensor:
+        """|Δ^p K| at p + 1 points of pieces, 1 to 1/p of a jump that they cross.    (n, d), (n, d) -> (n,)."""
+        p = self.strategy.nodes
+        values = self._values(z.unsqueeze(1) + edge.unsqueeze(1) * (torch.arange(p + 1) / p).unsqueeze(1).double())
+        largest = math.comb(p - 1, p // 2)
+        signs = [(-1) ** k * math.comb(p, k) / largest for k in range(p + 1)]
+        differences = (values * torch.tensor(signs, dtype=torch.float64).unsqueeze(1)).sum(1)
+        size: Tensor = torch.linalg.vector_norm(differences, dim=-1)
+        return size
+
+    def _jumps(self, z: Tensor, edge: Tensor, least: Tensor) -> Tensor:
+        """|z| and height where K is rough at the end of all halvings and as much so 64 times farther around."""
+        if not len(z):
+            return torch.zeros(0, 2, dtype=torch.float64)
+        here, around = self._roughness(z, edge), self._roughness(z - 32 * edge, 65 * edge)
+        found = (here > least) & (here > around / 8)
+        height = (self._values(z + edge) - self._values(z)).norm(dim=-1)
+        return torch.stack([shortest(z, self.lengths).norm(dim=-1), height], 1)[found]
+
+    def check_jumps(self, nearest: float = 0.0, farthest: float = math.inf) -> None:
+        """ValueError: a jump at such distances."""
+        jumps = self.rough.jumps
+        jumps = jumps[(jumps[:, 0] >= nearest) & (jumps[:, 0] <= farthest)]
+        if len(jumps):
+            radius, height = jumps[jumps[:, 1].argmax()].tolist()
+            raise ValueError(
+                f"Grid: {self.kernel.name} is not smooth enough for a grid: it jumps by {height:.2g} near |z| = "
+                f"{radius:.4g}, and pairs at that distance are wrong by as much at every spacing. "
+                + ("Make it periodic, l" if math.isfinite(min(self.lengths)) else "L")
+                + 'et it change over a length, give a tolerance above its relative height, or use strategy="exact".'
+            )
+
+
+def _thinned(pieces: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """At most `PIECES` of each octave, chosen at random, that stand for all: what is rough everywhere needs no more."""
+    octave = pieces[2]
+    number = torch.bincount(octave, minlength=1)
+    if not len(octave) or int(number.max()) <= PIECES:
+        return pieces
+    order = torch.argsort(octave + torch.rand(len(octave), generator=generator, dtype=torch.float64))
+    rank = torch.arange(len(order)) - (number.cumsum(0) - number)[octave[order]]
+    z, edge, octave, share = (part[order[rank < PIECES]] for part in pieces)
+    return [z, edge, octave, share * (number[octave] / PIECES).clamp(min=1)]
+
+
+def _spacing(measure: _Measure) -> float:
+    """The strategy's, or the one found.    ValueError: the error of it, or of all, is above the tolerance."""
+    given, tolerance = measure.strategy.spacing, measure.strategy.tolerance
+    spacing = given if given is not None else _find_spacing(measure)
+    # A jump that stopped the search is one that the next grids would hold.
+    measure.check_jumps(spacing / 8, 2 * spacing * FAR[measure.like.shape[-1]])
+    if given is not None and not measure.error(given, 0.0) <= tolerance:
+        raise ValueError(
+            f"Grid: the relative error of {measure.kernel.name} is {measure.error(given, 0.0):.2g} at spacing "
+            f"{given:.6g}, above the tolerance {tolerance:.2g}. Give a smaller spacing, or none to have it found, or a "
+            "larger tolerance."
+        )
+    return spacing
+
+
+def _find_spacing(measure: _Measure) -> float:
     """The last 2^(k/4), from fine to coarse, with an error below the tolerance and its margin."""
-    wanted = strategy.tolerance / MARGIN
-    period = min(lengths)
+    wanted = measure.wanted
+    period = min(measure.lengths)
     is_bounded = math.isfinite(period)
     finest = -4 * OCTAVES if not is_bounded else math.ceil(4 * math.log2(period / math.sqrt(MOST_NODES)))
-    coarsest = 4 * OCTAVES if not is_bounded else math.floor(4 * math.log2(period / strategy.nodes))
+    coarsest = 4 * OCTAVES if not is_bounded else math.floor(4 * math.log2(period / measure.strategy.nodes))
 
-    @functools.cache
     def error(k: int) -> float:
-        return _relative_error(strategy, kernel, like, lengths, 2 ** (k / 4))
+        return measure.error(2 ** (k / 4))
+
+    def whole(k: int) -> float:
+        # What happens within a cell is an error too, where the finer spacings did not resolve it.
+        return measure.error(2 ** (k / 4), 0.0) if error(k) <= wanted else error(k)
 
     # The finest may fail by rounding alone: values near 0 of 1 - exp(-|z|²), say.
-    first = next((k for k in range(finest, coarsest, 8) if error(k) <= wanted), None)
-    if first is None:
-        best = min(range(finest, coarsest, 8), key=error)
-        raise ValueError(
-            f"Grid: {kernel.name} is not smooth enough for a grid: the relative error is {error(best):.2g} at spacing "
-            f"{2 ** (best / 4):.3g}, the best one, and {wanted:.2g} was wanted. Regularise the kernel"
-            + (", make it periodic" if is_bounded else "")
-            + ', give a larger tolerance or a spacing, or use strategy="exact".'
-        )
-    low, high = first, next((k for k in range(first + 8, coarsest, 8) if error(k) > wanted), coarsest)
-    if high == coarsest and not is_bounded:
-        raise ValueError(
-            f"Grid: {kernel.name} has no length scale: like a polynomial of degree {strategy.nodes - 1} it is "
-            'interpolated at any spacing. Use strategy="exact", whose moments cost O(N), or give a spacing.'
-        )
-    low = max(low, high - 8)
+    tried = range(finest, coarsest, 8)
+    low = first = next((k for k in tried if error(k) <= wanted), coarsest)
+    high = next((k for k in range(first + 8, coarsest, 8) if error(k) > wanted), coarsest)
     if high == coarsest and error(high) <= wanted:
-        return float(2 ** (high / 4))
+        low = high
+    low = max(low, high - 8)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if error(middle) <= wanted else (low, middle)
+    if whole(low) > MARGIN * wanted:
+        measure.check_jumps(2 ** (finest / 4))
+        best = min(tried, key=whole, default=low)
+        raise ValueError(
+            f"Grid: {measure.kernel.name} is not smooth enough for a grid: the relative error is {whole(best):.2g} at "
+            f"spacing {2 ** (best / 4):.3g}, the best one, and {wanted:.2g} was wanted. Regularise the kernel"
+            + (", make it periodic" if is_bounded else "")
+            + ', give a larger tolerance, or use strategy="exact".'
+        )
+    if low == coarsest and not is_bounded:
+        raise ValueError(
+            f"Grid: {measure.kernel.name} has no length scale: like a polynomial of degree "
+            f'{measure.strategy.nodes - 1} it is interpolated at any spacing. Use strategy="exact", whose moments cost '
+            "O(N), or give a spacing."
+        )
     return float(2 ** (low / 4))
-
-
-def _relative_error(strategy: Grid, kernel: Kernel, like: Tensor, lengths: Sequence[float], h: float) -> float:
-    """Largest root mean square error over balls |z| <= ρ, ρ >= h, relative to K's root mean square there.
-
-    To first order the error is the sum of those of interpolation in each component of x and of y, uncorrelated over
-    the positions of x and y within their cells.
-    """
-    z, within, radii = _differences(like.shape[-1])
-    kept = (radii >= h / 8) & (radii <= h * FAR)
-    z, within, radii = z[kept].to(like), within[kept], radii[kept]
-    d = z.shape[-1]
-    stencil, taps = _cardinal(strategy.nodes, _guard(strategy.nodes, strategy.tolerance), within)
-    taps = taps.to(like)
-    exact = kernel(shortest(z, lengths))
-    exact = exact.reshape(*z.shape[:2], -1)
-    squares = torch.zeros(len(z), dtype=torch.float64)
-    for i in range(d):
-        offsets = z.new_zeros((*within.shape, len(stencil), d))
-        offsets[..., i] = ((stencil - within.unsqueeze(-1)) * h).to(like)
-        values = kernel(shortest(z.unsqueeze(2) + offsets, lengths))
-        found = (values.reshape(*offsets.shape[:3], -1) * taps.unsqueeze(-1)).sum(2)
-        squares += 2 * (found - exact).double().square().sum(-1).mean(1).cpu()
-    size = exact.double().square().sum(-1).mean(1).cpu()
-    # Octaves of differences where K overflows are none that particles have.
-    usable = torch.isfinite(size)
-    volume = radii**d * usable
-    squares, size = (torch.where(usable, s, 0.0) * volume for s in (squares, size))
-    ratio = squares.cumsum(0) / size.cumsum(0).clamp(min=1e-300)
-    worst = torch.nan_to_num(ratio[radii >= h], nan=math.inf, posinf=math.inf)
-    return math.sqrt(float(worst.max())) if len(worst) else math.inf
 
 
 @functools.cache
@@ -598,6 +776,22 @@ def _differences(d: int) -> tuple[Tensor, Tensor, Tensor]:
     length = (inner + (1 - inner) * level) ** (1 / d) * radii.unsqueeze(1)
     within = torch.rand(*shape, generator=generator, dtype=torch.float64)
     return direction * length.unsqueeze(-1), within, radii
+
+
+@functools.cache
+def _chords(d: int) -> tuple[Tensor, Tensor]:
+    """From the differences of each octave to others of about their direction: starts and edges.    (A, S, d) each."""
+    start = _differences(d)[0]
+    generator = torch.Generator().manual_seed(1)
+    length = start.norm(dim=-1)[:, torch.randperm(SAMPLE, generator=generator)]
+    # Of every other one in the octave below, so that no distance is none's.
+    length = length * torch.tensor([1.0, 0.5]).repeat(SAMPLE // 2)
+    end = start / start.norm(dim=-1, keepdim=True) * length.unsqueeze(-1)
+    if d == 2:
+        angle = (torch.rand(end.shape[:2], generator=generator, dtype=torch.float64) - 0.5) * (2 * math.pi / 3)
+        x, y = end.unbind(-1)
+        end = torch.stack([x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], -1)
+    return start, end - start
 
 
 def _cardinal(p: int, guard: int, within: Tensor) -> tuple[Tensor, Tensor]:
