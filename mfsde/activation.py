@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch  # before the compiled kernel, so that both share one OpenMP runtime
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 # Values that are not worth waking a thread for.
 SERIAL = 1 << 15
@@ -45,21 +46,26 @@ def tanh_(x: Tensor) -> Tensor:
         return x.tanh_()
     n = x.shape[-1] if x.ndim else 1
     _compiled.tangents(x.data_ptr(), 0, 0, x.numel() // max(1, n), n, _threads(x))  # type: ignore[union-attr]
+    increment_version(x)
     return x
 
 
 def tanh_sum_(x: Tensor, masses: Tensor) -> Tensor:
     """X becomes s = tanh(x), in place; returns s @ masses.    x: (R, b, N), masses: (R, N, k) -> (R, b, k)."""
-    if not _is_compiled(x) or masses.shape[-1] != 1:
+    if not _is_compiled(x, masses) or masses.shape[-1] != 1:
         return torch.bmm(tanh_(x), masses)
     beta, sums = masses.contiguous(), x.new_empty((*x.shape[:2], 1))
     for h, b, s in zip(x, beta, sums, strict=True):
         _compiled.tangents(h.data_ptr(), b.data_ptr(), s.data_ptr(), *h.shape, _threads(h))  # type: ignore[union-attr]
+    increment_version(x)
     return sums
 
 
-def _is_compiled(x: Tensor) -> bool:
-    return _compiled is not None and x.dtype is torch.float32 and x.is_cpu and x.is_contiguous()
+def _is_compiled(x: Tensor, *others: Tensor) -> bool:
+    if _compiled is None or x.dtype is not torch.float32 or not x.is_cpu or not x.is_contiguous():
+        return False
+    # The kernel has no derivative: torch's own operation is followed instead.
+    return not (torch.is_grad_enabled() and any(z.requires_grad for z in (x, *others)))
 
 
 def _threads(x: Tensor) -> int:

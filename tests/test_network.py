@@ -421,3 +421,27 @@ def test_the_tangent_of_other_tensors_is_torchs(dtype):
     assert torch.equal(activation.tanh_(x.clone().T), torch.tanh(x).T)
     if dtype is FLOAT64:
         assert torch.equal(activation.tanh_(x.clone()), torch.tanh(x))
+
+
+def test_the_compiled_activation_leaves_gradients_to_torch():
+    x, w = normals(1, 4, 3).float(), normals(3, 5, seed=1).float().requires_grad_()
+    masses = normals(1, 5, 1, seed=2).float().requires_grad_()
+
+    def slopes(value: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(value.sum(), inputs)
+
+    torch.testing.assert_close(slopes(activation.tanh_(x @ w), w), slopes(torch.tanh(x @ w), w))
+    ours, true = activation.tanh_sum_(x @ w, masses), torch.tanh(x @ w) @ masses
+    torch.testing.assert_close(slopes(ours, w, masses), slopes(true, w, masses))
+    still = (x @ w).detach()
+    torch.testing.assert_close(
+        slopes(activation.tanh_sum_(still.clone(), masses), masses), slopes(torch.tanh(still) @ masses, masses)
+    )
+
+
+def test_writing_over_what_a_gradient_needs_is_noticed():
+    x, w = normals(4, 3).float(), torch.ones((), requires_grad=True)
+    product = x * w
+    activation.tanh_(x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()

@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..torus import period_lengths
+from ..torus import period_lengths, shortest
 from .blocked import Blocked
 from .kernel import Kernel, Pairs, Strategy
 from .native import NoCompilerError, library
 from .source import Form, row_block, source
-from .trace import Trace, UntraceableError, evaluated, trace
+from .trace import Trace, UntraceableError, differences_among, evaluated, jumps, trace
 
 # What one thread takes at a time: long beside the cost of handing it over, short beside Ctrl-C.
 PAIRS_OF_A_TASK = 1 << 23
@@ -60,8 +60,7 @@ def reason(kernel: Kernel, pairs: Pairs) -> str | None:
     """Why `Compiled` cannot evaluate these sums; None where it can."""
     try:
         found = _traced(kernel, pairs)
-        if pairs.x.device.type == "cpu":
-            _function(found, _form(pairs))
+        _sums_by_code(found, kernel, pairs)
     except NoCompilerError as error:
         return str(_refusal(kernel, str(error)))
     except ValueError as error:
@@ -72,10 +71,26 @@ def reason(kernel: Kernel, pairs: Pairs) -> str | None:
 def _traced(kernel: Kernel, pairs: Pairs) -> Trace:
     if pairs.x.dtype not in (torch.float32, torch.float64):
         raise _refusal(kernel, f"it has no code for {pairs.x.dtype}")
+    _check_alike(pairs)
     try:
         return trace(kernel, pairs.x)
     except UntraceableError as error:
         raise _refusal(kernel, str(error)) from error
+
+
+def _check_alike(pairs: Pairs) -> None:
+    """Compiled code takes addresses: numbers of another kind there would be read as if they were of this one."""
+    x, points, weights, own = pairs.x, pairs.points, pairs.weights, pairs.own
+    if not (x.dtype == points.dtype == weights.dtype and x.device == points.device == weights.device):
+        kinds = ", ".join(f"{z.dtype} on {z.device}" for z in (x, points, weights))
+        raise ValueError(
+            f"Compiled: x, points and weights are {kinds}; expected one dtype and one device. Convert them by "
+            ".to(...), or use mu.convolve, which does it."
+        )
+    if own is not None and (own.dtype != torch.int64 or own.device != x.device):
+        raise ValueError(
+            f"Compiled: own is {own.dtype} on {own.device}; expected the numbers of atoms as torch.int64 on {x.device}."
+        )
 
 
 def _refusal(kernel: Kernel, why: str) -> ValueError:
@@ -89,20 +104,56 @@ def _sums(kernel: Kernel, pairs: Pairs, mirrored: bool) -> Tensor:
     """The sums of K, or of z ↦ K(-z) where mirrored."""
     found = _traced(kernel, pairs)
     if not (torch.is_grad_enabled() and any(z.requires_grad for z in (pairs.x, pairs.points, pairs.weights))):
-        return _values(found.reversed if mirrored else found, kernel, pairs)
+        return _values(found.reversed, _mirrored(kernel), pairs) if mirrored else _values(found, kernel, pairs)
     if found.shape == () and _is_traceable(kernel.slope, pairs) and _is_injective(pairs.own):
         inputs = (pairs.x, pairs.points, pairs.weights)
         return _Sums.apply(*inputs, kernel, pairs, mirrored)  # type: ignore[no-any-return, no-untyped-call]
-    return Blocked().sums(Kernel(lambda z: kernel(-z)) if mirrored else kernel, pairs)
+    return Blocked().sums(_mirrored(kernel) if mirrored else kernel, pairs)
+
+
+def _mirrored(kernel: Kernel) -> Kernel:
+    return Kernel(lambda z: kernel(-z))
 
 
 def _values(found: Trace, kernel: Kernel, pairs: Pairs) -> Tensor:
-    if pairs.x.device.type != "cpu":
-        return _by_torch(found, pairs, _compiled_rows(found, tuple(period_lengths(pairs.period, found.dim))))
     try:
-        return _by_library(found, pairs, _function(found, _form(pairs)))
+        return _sums_by_code(found, kernel, pairs)(pairs)
     except NoCompilerError as error:
         raise _refusal(kernel, str(error)) from error
+
+
+Sums = Callable[[Pairs], Tensor]
+
+
+def _sums_by_code(found: Trace, kernel: Kernel, pairs: Pairs) -> Sums:
+    """The code for pairs like these, compared with the kernel at their own differences when it first meets their scale.
+
+    Raises:
+        NoCompilerError: there is none, or it disagrees.
+
+    """
+    form = _form(pairs)
+    sums: Sums
+    if pairs.x.is_cpu:
+        compared = sums = functools.partial(_by_library, found, function=_function(found, form))
+    else:
+        sums = functools.partial(_by_torch, found, rows=_compiled_rows(found, form.period))
+        # Before a compiler, which would take seconds for these few rows: it keeps the constants.
+        compared = functools.partial(_by_torch, found, rows=_rows(found, form.period))
+    case = ("compared", form, pairs.x.device, _scale(pairs))
+    if case not in found.made and check_among(pairs, kernel, form, compared):
+        found.made[case] = True
+    return sums
+
+
+def _scale(pairs: Pairs) -> int | None:
+    """Of the extent of the atoms, in powers of 256; not asked of other devices, whose host would have to wait."""
+    if not pairs.x.is_cpu:
+        return None
+    with torch.no_grad():
+        low, high = torch.aminmax(pairs.points)
+        extent = float(high - low)
+    return math.frexp(extent)[1] // 8 if math.isfinite(extent) else None
 
 
 def _is_traceable(kernel: Kernel, pairs: Pairs) -> bool:
@@ -168,10 +219,10 @@ def _is_injective(own: Tensor | None) -> bool:
 
 def _form(pairs: Pairs) -> Form:
     period = tuple(period_lengths(pairs.period, pairs.x.shape[-1]))
-    return Form(pairs.x.dtype, period, not _is_uniform(pairs.weights), pairs.own is not None)
+    return Form(pairs.x.dtype, period, not _share_one_number(pairs.weights), pairs.own is not None)
 
 
-def _is_uniform(weights: Tensor) -> bool:
+def _share_one_number(weights: Tensor) -> bool:
     """Whether all atoms of a replica have one mass, by the layout: equal numbers are not looked for."""
     return weights.shape[-1] == 1 or weights.stride(-1) == 0
 
@@ -215,12 +266,44 @@ def check(found: Trace, form: Form, function: Any) -> None:
         )
 
 
+def check_among(pairs: Pairs, kernel: Kernel, form: Form, sums: Sums) -> bool:
+    """Compare code with the kernel itself, in its own dtype, at differences of these pairs; False where there are none.
+
+    Where the kernel is finite there, so is the code, and they agree: constants that left the range of the dtype show.
+
+    Raises:
+        NoCompilerError: they disagree.
+
+    """
+    z = differences_among(pairs.points)
+    if not len(z):
+        return False
+    z = shortest(z, pairs.period)
+    # Each difference twice: one atom alone would count as of uniform mass.
+    atoms = z.new_zeros(1, 2, z.shape[-1])
+    halves = z.new_full((1, 2), 0.5) if form.weighted else z.new_full((1, 1), 0.5).expand(1, 2)
+    own = torch.full((len(z),), -1, dtype=torch.int64, device=z.device) if form.own else None
+    with torch.no_grad():
+        values = kernel(z)
+        ours, theirs = sums(Pairs(z[None], atoms, halves, pairs.period, own))[0].double(), values.double()
+        size = theirs.abs()
+        tolerance = 1e3 * torch.finfo(z.dtype).eps * (size + size.nan_to_num(0.0, 0.0, 0.0).amax(0, keepdim=True))
+        wrong = theirs.isfinite() & ~((ours - theirs).abs() <= tolerance + jumps(kernel, z, values))
+    if bool(wrong.any()):
+        k = int(wrong.flatten().long().argmax())
+        raise NoCompilerError(
+            f"the compiled sums give {float(ours.flatten()[k]):.6g} where the kernel gives "
+            f"{float(theirs.flatten()[k]):.6g}, at a difference of two of the points"
+        )
+    return True
+
+
 def _by_library(found: Trace, pairs: Pairs, function: Any) -> Tensor:
     (replicas, m, _), n, outputs = pairs.x.shape, pairs.points.shape[1], len(found.outputs)
     x, points = (z.detach().transpose(1, 2).contiguous() for z in (pairs.x, pairs.points))
     weights, out = pairs.weights.detach(), pairs.x.new_empty((replicas, outputs, m))
     own = None if pairs.own is None else pairs.own.contiguous()
-    uniform = _is_uniform(weights)
+    uniform = _share_one_number(weights)
     scales = weights[:, 0].tolist() if uniform else [1.0] * replicas
     weights = weights.contiguous() if not uniform else out
     rows = max(1, PAIRS_OF_A_TASK // n)
@@ -259,7 +342,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 # The threads of a parent do not live in its child.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 # On other devices -----------------------------------------------------------------------------------------------------

@@ -282,13 +282,13 @@ def _negative_product(a: Expression, b: Expression) -> Expression:
 def divide(a: Expression, b: Expression) -> Expression:
     """A / b; by a constant, its reciprocal times a."""
     a, b = real(a), real(b)
-    if b.is_constant and b.value != 0 and math.isfinite(1 / b.value):
+    if b.is_constant and 1e-30 <= abs(b.value) <= 1e30:
         return multiply(constant(1 / b.value), a)
     if a.op == "neg":
         return _negative(divide(a.args[0], b))
     if b.op == "neg":
         return _negative(divide(a, b.args[0]))
-    if a.op == "mul" and a.args[0].is_constant:
+    if a.op == "mul" and _is_moderate(a.args[0]):
         return multiply(a.args[0], divide(a.args[1], b))
     return _node("div", a, b)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ..torus import Period, shortest
 
 Function = Callable[[Tensor], Tensor]
 
-# Differences at which a kernel is looked at.
+# Differences at which a kernel is looked at: near unit length, and as many at every other scale.
 PROBES = 16
 
 
@@ -96,8 +97,8 @@ class Kernel:
     def facts(self, like: Tensor) -> dict[Any, Any]:
         """What strategies have learnt of K, for points like these; forgotten once K's values at some z have changed.
 
-        A function may close over numbers and tensors that change. On devices other than the CPU, where looking would
-        make the host wait, it is taken to be a constant.
+        A function may close over numbers and tensors that change, or come to require a gradient. On devices other than
+        the CPU, where looking would make the host wait, it is taken to be a constant.
         """
         if self.potential is not None:
             known = self.potential.facts(like)
@@ -106,19 +107,17 @@ class Kernel:
         values = self._facts.get(place, (None, {}))[0]
         if values is None or like.is_cpu:
             found = self._probed(like)
-            same = values is not None and values.shape == found.shape and bool((_bits(values) == _bits(found)).all())
-            if not same:
+            if values is None or not _are_the_same(values, found):
                 self._facts[place] = (found, {})
         return self._facts[place][1]
 
     def _probed(self, like: Tensor) -> Tensor:
-        """K at fixed differences of several sizes."""
-        d = like.shape[-1]
-        angles = torch.arange(1, PROBES * d + 1, dtype=like.dtype, device=like.device).reshape(PROBES, d)
-        sizes = torch.logspace(-2, 1, PROBES, dtype=like.dtype, device=like.device).unsqueeze(-1)
+        """K at fixed differences of several sizes; it requires a gradient where something that K closes over does."""
         try:
-            with torch.no_grad():
-                return self.function(sizes * torch.cos(angles)).detach()
+            # Asked within no_grad too: a gradient that is lost there would be missed elsewhere.
+            with torch.enable_grad():
+                values = self.function(_probes(like.shape[-1], like.dtype, like.device))
+            return values.detach().requires_grad_(values.requires_grad)
         except Exception:
             # A kernel that fails here says so where it is summed.
             return like.new_zeros(0)
@@ -138,6 +137,20 @@ class Kernel:
                 return torch.zeros_like(z)
             (slope,) = torch.autograd.grad(value, [at], create_graph=keeps, allow_unused=True)
         return torch.zeros_like(z) if slope is None else slope
+
+
+@functools.lru_cache(maxsize=32)
+def _probes(d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2 PROBES, d)."""
+    exponents = torch.cat([torch.linspace(-2, 1, PROBES), torch.linspace(-12, 12, PROBES)]).to(device, torch.float64)
+    angles = torch.arange(1, 2 * PROBES * d + 1, dtype=torch.float64, device=device).reshape(-1, d)
+    return (10 ** exponents.unsqueeze(-1) * torch.cos(angles)).to(dtype)
+
+
+def _are_the_same(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype or a.requires_grad != b.requires_grad:
+        return False
+    return torch.equal(_bits(a.detach()), _bits(b.detach()))
 
 
 def _bits(values: Tensor) -> Tensor:

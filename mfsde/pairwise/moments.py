@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -69,11 +69,14 @@ class Moments(Strategy):
             raise ValueError(
                 f'Moments: the kernel {kernel.name} is no polynomial of z: {error}. Use strategy="exact".'
             ) from error
-        self._check(kernel, polynomials)
-        values = _expanded(polynomials, pairs)
+        self._check(kernel, polynomials, pairs.x.dtype)
+        # By a power of two nothing is rounded, and powers of z stay within the range of float32.
+        unit = _unit(polynomials)
+        scaled = pairs if unit == 1.0 else replace(pairs, x=pairs.x / unit, points=pairs.points / unit)
+        values = _expanded(_in_units(polynomials, unit), scaled)
         return values.reshape(*values.shape[:2], *found.shape)
 
-    def _check(self, kernel: Kernel, polynomials: Sequence[Polynomial]) -> None:
+    def _check(self, kernel: Kernel, polynomials: Sequence[Polynomial], dtype: torch.dtype) -> None:
         degree = _degree(polynomials)
         if self.degree is not None and degree > self.degree:
             raise ValueError(
@@ -84,6 +87,11 @@ class Moments(Strategy):
                 f"Moments: the kernel {kernel.name} has degree {degree}; beyond {HIGHEST_DEGREE} its expansion loses "
                 'too many digits. Use strategy="exact".'
             )
+        if not _fits(polynomials, dtype):
+            raise ValueError(
+                f"Moments: the coefficients of the kernel {kernel.name} are too far apart for {dtype}, in whatever "
+                'unit of length. Use float64, or strategy="blocked".'
+            )
 
 
 def degree_of(kernel: Kernel, like: Tensor) -> int | None:
@@ -92,10 +100,11 @@ def degree_of(kernel: Kernel, like: Tensor) -> int | None:
     It runs the kernel once, in a millisecond, and remembers the answer.
     """
     try:
-        degree = _degree(polynomial(trace(kernel, like)))
+        polynomials = polynomial(trace(kernel, like))
     except (UntraceableError, NotPolynomialError):
         return None
-    return degree if degree <= HIGHEST_DEGREE else None
+    degree = _degree(polynomials)
+    return degree if degree <= HIGHEST_DEGREE and _fits(polynomials, like.dtype) else None
 
 
 # From expressions to polynomials --------------------------------------------------------------------------------------
@@ -155,7 +164,27 @@ def _product(a: Polynomial, b: Polynomial) -> Polynomial:
     for (i, c), (j, e) in itertools.product(a.items(), b.items()):
         index = tuple(map(sum, zip(i, j, strict=True)))
         result[index] = result.get(index, 0.0) + c * e
+    if not all(map(math.isfinite, result.values())):
+        raise NotPolynomialError("its coefficients leave the range of float64")
     return {i: c for i, c in result.items() if c}
+
+
+def _unit(polynomials: Sequence[Polynomial]) -> float:
+    """A length in which the leading coefficients are near 1; 1 where they are not far from it."""
+    degree = _degree(polynomials)
+    leading = max((abs(c) for p in polynomials for index, c in p.items() if sum(index) == degree), default=0.0)
+    if degree == 0 or leading == 0 or 1e-12 <= leading <= 1e12:
+        return 1.0
+    return 2.0 ** -round(math.log2(leading) / degree)
+
+
+def _in_units(polynomials: Sequence[Polynomial], unit: float) -> list[Polynomial]:
+    return [{index: c * unit ** sum(index) for index, c in p.items()} for p in polynomials]
+
+
+def _fits(polynomials: Sequence[Polynomial], dtype: torch.dtype) -> bool:
+    coefficients = [abs(c) for p in _in_units(polynomials, _unit(polynomials)) for c in p.values()]
+    return max(coefficients, default=0.0) <= torch.finfo(dtype).max
 
 
 def _degree(polynomials: Sequence[Polynomial]) -> int:
@@ -183,14 +212,14 @@ def _expanded(polynomials: Sequence[Polynomial], pairs: Pairs) -> Tensor:
 def _centre(pairs: Pairs) -> Tensor:
     """The mean of the atoms by the size of their masses: any centre gives the sum, a near one its digits. (R, 1, d)."""
     with torch.no_grad():
-        if _is_uniform(pairs.weights):
+        if _stays_uniform(pairs.weights):
             return pairs.points.mean(1, keepdim=True)
         sizes = pairs.weights.abs()
         sizes = sizes / sizes.sum(-1, keepdim=True).clamp_min(torch.finfo(sizes.dtype).tiny)
         return (sizes.unsqueeze(-1) * pairs.points).sum(1, keepdim=True)
 
 
-def _is_uniform(weights: Tensor) -> bool:
+def _stays_uniform(weights: Tensor) -> bool:
     """Whether all atoms of a replica have one mass, by the layout, and stay so under differentiation."""
     return weights.stride(-1) == 0 and not weights.requires_grad
 
@@ -208,7 +237,7 @@ def _chunk(indices: Sequence[Index], replicas: int) -> int:
 def _moments(indices: Sequence[Index], centre: Tensor, pairs: Pairs) -> dict[Index, Tensor]:
     """Σ_j w_j (-y_j)^γ in double precision.    (R,) each."""
     n, weights = pairs.points.shape[1], pairs.weights
-    chunk, uniform = _chunk(indices, len(pairs.x)), _is_uniform(weights)
+    chunk, uniform = _chunk(indices, len(pairs.x)), _stays_uniform(weights)
     totals: dict[Index, Tensor] = {}
     for begin in range(0, n, chunk):
         part = slice(begin, begin + chunk)

@@ -26,6 +26,8 @@ ATTEMPTS = (
 )
 _LIBRARIES = {0: ("-lmvec", "-lm")}
 SECONDS = 60
+# Libraries that are kept; those that were used longest ago give way.
+KEPT = 256
 
 
 class NoCompilerError(RuntimeError):
@@ -62,8 +64,10 @@ def library(source: str) -> Any:
             if path.exists():
                 # A file that no longer loads is made anew.
                 with contextlib.suppress(OSError):
+                    os.utime(path)
                     return _loaded(path)
             _build(source, words, path)
+            _keep_the_last(path)
             return _loaded(path)
         except (OSError, subprocess.SubprocessError) as error:
             problem = problem or str(error)
@@ -76,8 +80,7 @@ def folder() -> Path:
         home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
         path = Path(home) / "mfsde" / "kernels"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Code is loaded from here: a folder that others may write to is none.
-        if path.stat().st_uid == os.getuid() and not path.stat().st_mode & 0o022 and os.access(path, os.W_OK):
+        if _is_mine(path):
             return path
     except (OSError, RuntimeError):
         pass  # a read-only disk, or a user without a home
@@ -88,6 +91,26 @@ def folder() -> Path:
 def _passing_folder() -> Path:
     """A folder for this process, where no other can be had."""
     return Path(tempfile.mkdtemp(prefix="mfsde-kernels-"))
+
+
+def _keep_the_last(made: Path) -> None:
+    """Remove what was used longest ago. A library that a process has loaded stays with it."""
+    used = []
+    for path in made.parent.glob("*.so"):
+        with contextlib.suppress(OSError):
+            used.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(used)[:-KEPT]:
+        if path != made:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_mine(path: Path) -> bool:
+    """Code is loaded from here: a folder that others may write to is none."""
+    status = path.stat()
+    # Where there are no users, a home is nobody else's.
+    of_user = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+    return of_user and os.access(path, os.W_OK)
 
 
 def _digest(source: str, flags: tuple[str, ...]) -> str:

@@ -7,6 +7,7 @@ of expressions. So whatever the kernel is made of, what is left is arithmetic be
 from __future__ import annotations
 
 import dataclasses
+import dis
 import functools
 import math
 import types
@@ -33,8 +34,22 @@ KEPT = 256
 Array = NDArray[Any]
 
 
+# A tensor that a kernel closes over, its version, and whether it required a gradient.
+Seen = tuple[Tensor, int, bool]
+
+
+def _are_current(tensors: Sequence[Seen]) -> bool:
+    return all(t._version == version and t.requires_grad == required for t, version, required in tensors)
+
+
 class UntraceableError(ValueError):
-    """Why a kernel is no expression of the components of z."""
+    """Why a kernel is no expression of the components of z, as long as the `tensors` that it closes over stay."""
+
+    tensors: tuple[Seen, ...] = ()
+
+    def is_current(self) -> bool:
+        """Whether the reason may still hold."""
+        return _are_current(self.tensors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +63,7 @@ class Trace:
     outputs: tuple[Expression, ...]
     shape: tuple[int, ...]
     dim: int
-    tensors: tuple[tuple[Tensor, int], ...] = ()
+    tensors: tuple[Seen, ...] = ()
     made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
@@ -59,7 +74,7 @@ class Trace:
 
     def is_current(self) -> bool:
         """Whether the tensors that the kernel closes over are still the numbers that they were."""
-        return all(t._version == version and not t.requires_grad for t, version in self.tensors)
+        return _are_current(self.tensors)
 
     def __call__(self, z: Tensor) -> Tensor:
         """K(z) by its expressions.    (..., d) -> (..., *shape)."""
@@ -79,7 +94,7 @@ def trace(kernel: Kernel, like: Tensor) -> Trace:
     dim, key = like.shape[-1], "trace"
     known = kernel.facts(like)
     found = known.get(key)
-    if found is None or (isinstance(found, Trace) and not found.is_current()):
+    if found is None or not found.is_current():
         found = known[key] = _of_function(kernel, dim, like)
     if isinstance(found, UntraceableError):
         raise found
@@ -96,7 +111,7 @@ def _of_function(kernel: Kernel, dim: int, like: Tensor) -> Trace | UntraceableE
         _of_functions.move_to_end(key)
         return _of_functions[key]
     found = _traced(kernel, dim, like)
-    if key is not None and not getattr(found, "tensors", ()):
+    if key is not None and not found.tensors:
         _of_functions[key] = found
         if len(_of_functions) > KEPT:
             _of_functions.popitem(last=False)
@@ -106,22 +121,25 @@ def _of_function(kernel: Kernel, dim: int, like: Tensor) -> Trace | UntraceableE
 def _traced(kernel: Kernel, dim: int, like: Tensor) -> Trace | UntraceableError:
     # In double precision where the kernel takes it: constants keep their digits, and the comparison can be sharp.
     for dtype in dict.fromkeys((torch.float64, like.dtype)):
+        recorder = _Recorder()
         try:
-            found = recorded(kernel, dim, dtype, like.device)
-            check(found, kernel, dtype, like.device)
+            found = recorded(kernel, dim, dtype, like.device, recorder)
+            for precision in dict.fromkeys((dtype, like.dtype)):
+                check(found, kernel, _probes_at(like, precision))
             return found
         except UntraceableError as error:
+            error.tensors = recorder.seen()
             return error
         except Exception as error:
             # Whatever a kernel does on a probe, its sums can be evaluated by its own operations.
             reason = UntraceableError(f"it raised {type(error).__name__} on a probe: {error!s:.200}")
+            reason.tensors = recorder.seen()
     return reason
 
 
-def recorded(kernel: Kernel, dim: int, dtype: torch.dtype, device: torch.device) -> Trace:
+def recorded(kernel: Kernel, dim: int, dtype: torch.dtype, device: torch.device, recorder: _Recorder) -> Trace:
     """The expressions of a kernel, not yet compared with it."""
     probe = torch.linspace(0.37, 0.91, dim, dtype=dtype, device=device).reshape(1, 1, dim)
-    recorder = _Recorder()
     recorder.know(probe, np.array([ex.component(k) for k in range(dim)], dtype=object).reshape(1, 1, dim))
     # With a graph, so that what derives from a tensor that requires a gradient is seen to require one.
     with recorder, torch.enable_grad():
@@ -132,34 +150,64 @@ def recorded(kernel: Kernel, dim: int, dtype: torch.dtype, device: torch.device)
     outputs = tuple(ex.real(e) for e in entries)
     if sum(1 for _ in ex.in_order(outputs)) > LARGEST:
         raise UntraceableError(f"it needs more than {LARGEST} scalar operations per pair")
-    tensors = tuple((t, t._version) for t in recorder.constants.values())
-    return Trace(outputs, tuple(value.shape[2:]), dim, tensors)
+    return Trace(outputs, tuple(value.shape[2:]), dim, recorder.seen())
 
 
-def check(found: Trace, kernel: Kernel, dtype: torch.dtype, device: torch.device) -> None:
-    """Compare expressions and kernel on differences of several sizes.
+# Differences at which expressions are compared: of several sizes, and some of the points themselves.
+SAMPLE = 64
+
+
+def _probes_at(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """(5 or 6, SAMPLE, d)."""
+    d = like.shape[-1]
+    # Keyed by nothing but the dimension, and apart from every generator of the program.
+    z = torch.randn(5, SAMPLE, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64)
+    z = (z * torch.tensor([0.0, 0.03, 0.3, 1.0, 10.0]).reshape(5, 1, 1)).to(device=like.device, dtype=dtype)
+    apart = differences_among(like).to(dtype)
+    return z if len(apart) == 0 else torch.cat([z, apart[torch.arange(SAMPLE) % len(apart)][None]])
+
+
+def differences_among(points: Tensor) -> Tensor:
+    """Finite differences, none of them 0, between points that are far apart by their numbers.    (<= SAMPLE, d)."""
+    y = points.detach().reshape(-1, points.shape[-1])
+    n = len(y)
+    first = torch.arange(min(n, SAMPLE), device=y.device) * n // max(1, min(n, SAMPLE))
+    z = y[first] - y[(first + n // 2 + first % 7) % n]
+    return z[(z.isfinite() & (z.abs().amax(-1, keepdim=True) > 0)).all(-1)]
+
+
+def check(found: Trace, kernel: Kernel, z: Tensor) -> None:
+    """Compare expressions and kernel at differences of several sizes.    z: (sizes, n, d).
 
     Raises:
-        UntraceableError: they disagree.
+        UntraceableError: they disagree, or no finite value is there to be compared.
 
     """
-    # Keyed by nothing but the dimension, and apart from every generator of the program.
-    z = torch.randn(4, 64, found.dim, generator=torch.Generator().manual_seed(found.dim), dtype=torch.float64)
-    z = (z * torch.tensor([0.03, 0.3, 1.0, 10.0]).reshape(4, 1, 1)).to(device=device, dtype=dtype)
     with torch.no_grad():
         theirs, ours = kernel(z).to(torch.float64), found(z).to(torch.float64)
-    if theirs.shape != ours.shape:
-        raise UntraceableError(f"it returned shape {tuple(theirs.shape)} for differences {tuple(z.shape)}")
-    tolerance = 1e-9 if dtype == torch.float64 else 1e-3
-    size = theirs.abs().nan_to_num(0.0, 0.0, 0.0)
-    size = size + size.mean(tuple(range(1, size.ndim)), keepdim=True) * 1e-3
-    equal = ((theirs - ours).abs() <= tolerance * size) | (theirs == ours) | (theirs.isnan() & ours.isnan())
+        if theirs.shape != ours.shape:
+            raise UntraceableError(f"it returned shape {tuple(theirs.shape)} for differences {tuple(z.shape)}")
+        tolerance = 1e-9 if z.dtype == torch.float64 else 1e-3
+        size = theirs.abs().nan_to_num(0.0, 0.0, 0.0)
+        size = tolerance * (size + size.mean(tuple(range(1, size.ndim)), keepdim=True) * 1e-3)
+        equal = ((theirs - ours).abs() <= size) | (theirs == ours) | (theirs.isnan() & ours.isnan())
+        if not bool(equal.all()):
+            equal |= (theirs - ours).abs() <= size + jumps(kernel, z, theirs)
     if not bool(equal.all()):
-        entry = int(torch.argmin(equal.flatten().to(torch.int8)))
+        k = int((~equal).long().argmax())
         raise UntraceableError(
-            f"its expressions give {float(ours.flatten()[entry]):.10g} where it gives "
-            f"{float(theirs.flatten()[entry]):.10g}: it does not act entry by entry, or on random numbers"
+            f"its expressions give {float(ours.flatten()[k]):.6g} where it gives {float(theirs.flatten()[k]):.6g}; "
+            "perhaps it does not act entry by entry, or calls what torch does not see"
         )
+    if not bool(theirs.isfinite().flatten(0, 1).any(0).all()):
+        raise UntraceableError("it is finite at none of the differences at which its expressions would be compared")
+
+
+def jumps(kernel: Kernel, z: Tensor, values: Tensor) -> Tensor:
+    """What a rounding of z does to K(z): all of a step, where z is at its edge."""
+    nudge = 4 * torch.finfo(z.dtype).eps
+    around = [(kernel(z * (1 + sign * nudge)).to(values.dtype) - values).abs() for sign in (1, -1)]
+    return torch.maximum(*around).nan_to_num(0.0, 0.0, 0.0)
 
 
 # Expressions by torch operations --------------------------------------------------------------------------------------
@@ -191,7 +239,8 @@ def evaluated(outputs: Sequence[Expression], components: Sequence[Tensor]) -> li
 
 def _value(node: Expression, args: list[Any], components: Sequence[Tensor], like: Tensor) -> Any:
     if node.is_constant:
-        return node.value
+        # As in the dtype of z, which may hold less.
+        return math.copysign(math.inf, node.value) if abs(node.value) > torch.finfo(like.dtype).max else node.value
     if node.op == "component":
         return components[node.index]
     if node.op in ("add", "sub", "mul", "div") and any(isinstance(a, Tensor) for a in args):
@@ -226,6 +275,9 @@ class _Recorder(TorchDispatchMode):
         self._made: dict[int, Any] = {}
         # Those that the kernel did not make itself.
         self.constants: dict[int, Tensor] = {}
+
+    def seen(self) -> tuple[Seen, ...]:
+        return tuple((t, t._version, t.requires_grad) for t in self.constants.values())
 
     def know(self, tensor: Tensor, entries: Array) -> None:
         self._known[id(tensor)] = (tensor, entries)
@@ -289,9 +341,9 @@ class _Recorder(TorchDispatchMode):
             for part in value:
                 self._meet(part)
         elif isinstance(value, Tensor) and id(value) not in self._known and id(value) not in self._made:
+            self.constants[id(value)] = value
             if value.requires_grad:
                 raise UntraceableError("it depends on a tensor that requires a gradient, which would be lost")
-            self.constants[id(value)] = value
 
     def _keep(self, result: Any, entries: Any, name: str) -> None:
         if not isinstance(result, Tensor):
@@ -330,7 +382,7 @@ def _unary(op: str) -> Callable[..., Array]:
 _add, _sub, _mul, _div, _pow = (_entrywise(f, 2) for f in (ex.add, ex.subtract, ex.multiply, ex.divide, ex.power))
 _max, _min = (_entrywise(functools.partial(ex.extremum, op), 2) for op in ("max", "min"))
 _where = _entrywise(ex.where, 3)
-_exp, _log, _sqrt, _neg, _abs, _sign, _floor = map(_unary, ("exp", "log", "sqrt", "neg", "abs", "sign", "floor"))
+_exp, _log, _sqrt, _neg, _abs, _sign = map(_unary, ("exp", "log", "sqrt", "neg", "abs", "sign"))
 _real = _entrywise(ex.real, 1)
 
 
@@ -348,8 +400,9 @@ def _divided(x: Any, y: Any, *, rounding_mode: str | None = None) -> Array:
     return _unary(rounding_mode)(_div(x, y))
 
 
-def _remainder(x: Any, y: Any) -> Array:
-    return _sub(x, _mul(y, _floor(_div(x, y))))
+def _no_remainder(*_: Any, **__: Any) -> Array:
+    # x - y floor(x / y) is noise where x / y has no fraction left, and the exact one is no faster than torch's.
+    raise UntraceableError("it takes a remainder, which has no accurate scalar expression")
 
 
 def _clamped(x: Any, low: Any = None, high: Any = None, **limits: Any) -> Array:
@@ -523,8 +576,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "log10": lambda x: _mul(1 / math.log(10), _log(x)),
     "sgn": _sign,
     "frac": lambda x: _sub(x, _unary("trunc")(x)),
-    "remainder": _remainder,
-    "fmod": lambda x, y: _sub(x, _mul(y, _unary("trunc")(_div(x, y)))),
+    "remainder": _no_remainder,
+    "fmod": _no_remainder,
     "atan2": _entrywise(ex.arc_tangent, 2),
     "sigmoid": _sigmoid,
     "relu": lambda x: _max(x, 0.0),
@@ -612,68 +665,135 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 def kernel_identity(kernel: Kernel) -> Hashable | None:
     """What a kernel says, where that can be compared; None elsewhere."""
-    if _is_slope(kernel):
-        name = identity(kernel.potential.function)  # type: ignore[union-attr]
+    if kernel.potential is not None:
+        name = identity(kernel.potential.function)
         return None if name is None else ("slope", name)
     return identity(kernel.function)
 
 
-def _is_slope(kernel: Kernel) -> bool:
-    """Whether the function is the derived gradient of its potential."""
-    return kernel.potential is not None and kernel.function == kernel.potential._gradient
+# Modules and classes whose attributes stay as they are: those of users may change.
+_CONSTANT_MODULES = ("builtins", "torch", "math", "numpy", __name__.partition(".")[0])
+# What reads names that the code does not show.
+_DYNAMIC = {"getattr", "setattr", "vars", "locals", "globals", "eval", "exec", "__import__", "__dict__", "__class__"}
+_DYNAMIC |= {"attrgetter", "methodcaller"}
+# What operators call without naming it.
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+_OPERATORS = {f"__{side}{op}__" for op in _BINARY for side in ("", "r")}
+_OPERATORS |= {"__call__", "__getitem__", "__len__", "__iter__", "__next__", "__contains__", "__bool__", "__neg__"}
+_OPERATORS |= {"__abs__", "__pos__", "__float__", "__int__", "__index__", "__eq__", "__ne__", "__lt__", "__le__"}
+_OPERATORS |= {"__gt__", "__ge__", "__enter__", "__exit__", "__torch_function__", "__getattr__", "__getattribute__"}
+# How deep functions of functions are read.
+DEPTH = 8
 
 
-_CONSTANT_MODULES = ("torch", "math", "numpy")
+def identity(value: Any) -> Hashable | None:
+    """Equal for functions that do the same: code, defaults, what they close over or find in their module.
 
-
-def identity(value: Any, depth: int = 8) -> Hashable | None:
-    """Equal for functions that do the same: code, defaults, and what they close over or find in their module.
-
-    None where that cannot be told: tensors and other objects that may change.
+    Of a frozen dataclass, its fields and whatever else of it some function names: methods, properties, attributes of
+    the class. None where that cannot be told: tensors and other objects that may change.
     """
-    if value is None or isinstance(value, (bool, int, str, bytes, torch.dtype, torch.device)):
-        return (type(value).__name__, value)
-    if isinstance(value, float):
-        return ("float", value.hex())
-    if depth == 0:
-        return None
-    if isinstance(value, types.ModuleType):
-        # What a module of the user holds may change.
-        return ("object", value) if value.__name__.partition(".")[0] in _CONSTANT_MODULES else None
-    if isinstance(value, (types.BuiltinFunctionType, type)):
-        return ("object", value)
-    if isinstance(value, (tuple, frozenset)):
-        return _all("tuple", value, depth)
-    if isinstance(value, functools.partial):
-        return _all("partial", (value.func, value.args, tuple(sorted(value.keywords.items()))), depth)
-    if isinstance(value, types.MethodType):
-        return _all("method", (value.__func__, value.__self__), depth)
-    if isinstance(value, types.FunctionType):
-        return _function(value, depth)
-    parameters = getattr(value, "__dataclass_params__", None)
-    if parameters is not None and parameters.frozen:
-        return _all(
-            cast(Hashable, type(value)), tuple(getattr(value, f.name) for f in dataclasses.fields(value)), depth
-        )
-    return None
+    reader = _Reader()
+    while True:
+        names = len(reader.names)
+        found = reader.read(value, DEPTH)
+        # What is named in a function that is read late may be an attribute of an object that was read before it.
+        if found is None or not reader.met_objects or len(reader.names) == names:
+            return found
 
 
-def _function(function: types.FunctionType, depth: int) -> Hashable | None:
-    try:
-        cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
-    except ValueError:
-        return None
-    names = sorted(set(_names(function.__code__)))
-    found = tuple(function.__globals__[n] for n in names if n in function.__globals__)
-    defaults = (function.__defaults__, tuple(sorted((function.__kwdefaults__ or {}).items())))
-    return _all(function.__code__, (cells, found, defaults), depth)
+class _Reader:
+    """Reads values; `names` are all that the functions among them name."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.met_objects = False
+
+    def read(self, value: Any, depth: int) -> Hashable | None:
+        if value is None or isinstance(value, (bool, int, str, bytes, torch.dtype, torch.device)):
+            return (type(value).__name__, value)
+        if isinstance(value, float):
+            return ("float", value.hex())
+        if depth == 0:
+            return None
+        if isinstance(value, types.ModuleType):
+            return ("object", value) if _is_constant(value.__name__) else None
+        if isinstance(value, type):
+            return ("object", value) if _is_constant(value.__module__) else None
+        if isinstance(value, types.BuiltinFunctionType):
+            of_module = value.__self__ is None or isinstance(value.__self__, types.ModuleType)
+            # torch's own are static methods of a class.
+            return ("object", value) if of_module or isinstance(value.__self__, type) else None
+        if isinstance(value, (tuple, frozenset)):
+            return self._all("tuple", value, depth)
+        if isinstance(value, functools.partial):
+            return self._all("partial", (value.func, value.args, tuple(sorted(value.keywords.items()))), depth)
+        if isinstance(value, types.MethodType):
+            return self._all("method", (value.__func__, value.__self__), depth)
+        if isinstance(value, types.FunctionType):
+            return self._function(value, depth)
+        parameters = getattr(type(value), "__dataclass_params__", None)
+        return self._object(value, depth) if parameters is not None and parameters.frozen else None
+
+    def _function(self, function: types.FunctionType, depth: int) -> Hashable | None:
+        names, is_plain = _named(function.__code__)
+        if not is_plain or function.__dict__:
+            return None
+        self.names |= names
+        try:
+            cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
+        except ValueError:
+            return None
+        found = tuple(function.__globals__[n] for n in sorted(names) if n in function.__globals__)
+        defaults = (function.__defaults__, tuple(sorted((function.__kwdefaults__ or {}).items())))
+        return self._all(function.__code__, (cells, found, defaults), depth)
+
+    def _object(self, value: Any, depth: int) -> Hashable | None:
+        """A frozen dataclass: its fields, what is named of it, and what operators call."""
+        self.met_objects = True
+        fields = [f.name for f in dataclasses.fields(value)]
+        reached: dict[str, Any] = {}
+        for kind in reversed(type(value).__mro__):
+            if not _is_constant(kind.__module__):
+                reached |= {n: vars(kind)[n] for n in vars(kind).keys() & (self.names | _OPERATORS)}
+        if "__getattr__" in reached or "__getattribute__" in reached:
+            return None
+        reached |= {n: v for n, v in getattr(value, "__dict__", {}).items() if n in self.names}
+        names = sorted(n for n in reached if n not in fields and not _is_written_by_dataclasses(reached[n]))
+        said = self._all(cast(Hashable, type(value)), tuple(getattr(value, n) for n in fields), depth)
+        rest = self._all(tuple(names), tuple(_underlying(reached[n]) for n in names), depth)
+        return None if said is None or rest is None else (said, rest)
+
+    def _all(self, kind: Hashable, parts: Sequence[Any] | frozenset[Any], depth: int) -> Hashable | None:
+        names = tuple(self.read(part, depth - 1) for part in parts)
+        return None if any(name is None for name in names) else (kind, names)
 
 
-def _names(code: types.CodeType) -> list[str]:
-    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names(const)]
-    return [*code.co_names, *inner]
+def _is_constant(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _CONSTANT_MODULES
 
 
-def _all(kind: Hashable, parts: Sequence[Any] | frozenset[Any], depth: int) -> Hashable | None:
-    names = tuple(identity(part, depth - 1) for part in parts)
-    return None if any(name is None for name in names) else (kind, names)
+def _is_written_by_dataclasses(value: Any) -> bool:
+    """Comparisons, which do what the fields say."""
+    return isinstance(value, types.FunctionType) and value.__code__.co_filename == "<string>"
+
+
+def _underlying(value: Any) -> Any:
+    """The function of a method or property."""
+    if isinstance(value, property):
+        return value.fget
+    return value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+
+
+@functools.lru_cache(maxsize=1024)
+def _named(code: types.CodeType) -> tuple[frozenset[str], bool]:
+    """The names in a code, and whether it finds nothing but what they say."""
+    names, is_plain = set(code.co_names), True
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME":
+            is_plain &= _is_constant(instruction.argval)
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            inner, inner_is_plain = _named(const)
+            names |= inner
+            is_plain &= inner_is_plain
+    return frozenset(names), is_plain and names.isdisjoint(_DYNAMIC)
