@@ -447,3 +447,23 @@ def test_a_kernel_that_changes_with_time_is_compiled_for_no_step(monkeypatch):
 def test_a_potential_is_what_the_slope_sets():
     with pytest.raises(TypeError, match="potential is what `slope` sets"):
         Kernel(lambda z: z, potential=Kernel(gaussian))
+
+
+def test_a_kernel_that_changes_with_time_is_not_traced_in_small_sums(monkeypatch):
+    monkeypatch.setattr(convolution, "SECONDS_PER_PAIR", 1e-6)
+    traced = []
+    polynomial = convolution._is_polynomial
+    monkeypatch.setattr(convolution, "_is_polynomial", lambda *args: traced.append(1) or polynomial(*args))
+    mu, known = some_measure(), set()
+    pairs = convolution.pairs_of(mu, mu.points, None)
+
+    def chosen(t: float) -> Any:
+        return convolution.chosen(Kernel(lambda z: torch.exp(-t * z.square().sum(-1))), pairs)
+
+    with convolution.ahead(1000, known, is_start=True):
+        assert chosen(0.0) == Blocked()
+    met = len(traced)
+    with convolution.ahead(1000, known):
+        assert [chosen(t) for t in (0.0, 0.1, 0.2)] == [Blocked()] * 3
+    # The one that the start has met, and no other.
+    assert len(traced) == met + 1

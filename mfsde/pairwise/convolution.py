@@ -32,14 +32,14 @@ SECONDS_PER_PAIR = 1e-8
 # Work that is worth the time of tracing a kernel, and that of a compiler.
 SECONDS_WORTH_TRACING = 0.1
 SECONDS_WORTH_COMPILING = 10.0
-# The same in each sum, for functions that are made anew and cannot be known again.
+# The same in each sum, for functions that are made anew, and not the same or not known to be.
 SECONDS_WORTH_A_TRACE = 5e-3
 # Particles on which the error of a strategy is measured.
 SAMPLE = 256
 
 _ahead: ContextVar[int] = ContextVar("ahead", default=1)
 # Kernels that a run met at its start, and whether it is starting.
-_known: ContextVar[tuple[set[Hashable], bool] | None] = ContextVar("known", default=None)
+_met: ContextVar[tuple[set[Hashable], bool] | None] = ContextVar("met", default=None)
 _used: ContextVar[dict[str, Strategy] | None] = ContextVar("used", default=None)
 _measured: ContextVar[tuple[dict[str, Tensor], int] | None] = ContextVar("measured", default=None)
 _replicas: ContextVar[tuple[slice, int] | None] = ContextVar("replicas", default=None)
@@ -63,11 +63,11 @@ class Exact(Strategy):
         """Which one it is."""
         one = SECONDS_PER_PAIR * pairs.x.shape[0] * pairs.x.shape[1] * pairs.points.shape[1]
         seconds = one * _ahead.get()
-        if seconds < SECONDS_WORTH_TRACING or (one < SECONDS_WORTH_A_TRACE and kernel_identity(kernel) is None):
+        if seconds < SECONDS_WORTH_TRACING or (one < SECONDS_WORTH_A_TRACE and not _is_known(kernel)):
             return Blocked()
         if _is_polynomial(kernel, pairs):
             return Moments()
-        worth = seconds >= SECONDS_WORTH_COMPILING and _is_known(kernel)
+        worth = seconds >= SECONDS_WORTH_COMPILING and _was_met(kernel)
         return Compiled() if worth and compiled.usable(kernel, pairs) else Blocked()
 
 
@@ -207,42 +207,37 @@ def pairs_of(mu: Any, x: Tensor, own: Tensor | None) -> Pairs:
 
 
 @contextlib.contextmanager
-def ahead(n_evaluations: int, kernels: set[Hashable] | None = None, is_start: bool = False) -> Iterator[None]:
+def _within(*settings: tuple[ContextVar[Any], Any]) -> Iterator[None]:
+    tokens = [(variable, variable.set(value)) for variable, value in settings]
+    try:
+        yield
+    finally:
+        for variable, token in tokens:
+            variable.reset(token)
+
+
+def ahead(
+    n_evaluations: int, kernels: set[Hashable] | None = None, is_start: bool = False
+) -> contextlib.AbstractContextManager[None]:
     """Within it each sum is known to be evaluated that often: what a run of n steps has ahead.
 
     kernels: those that the start of the run has met, which collects them; no others are compiled unasked. One that
     changes with time would be compiled in each step.
     """
-    tokens = _ahead.set(n_evaluations), _known.set(None if kernels is None else (kernels, is_start))
-    try:
-        yield
-    finally:
-        _ahead.reset(tokens[0])
-        _known.reset(tokens[1])
+    return _within((_ahead, n_evaluations), (_met, None if kernels is None else (kernels, is_start)))
 
 
-@contextlib.contextmanager
-def of_replicas(rows: slice, n: int) -> Iterator[None]:
+def of_replicas(rows: slice, n: int) -> contextlib.AbstractContextManager[None]:
     """Within it sums are those of some of n replicas: by the strategy of all, with errors at their places among all."""
-    ahead_of_all = _ahead.set(_ahead.get() * n // (rows.stop - rows.start))
-    token = _replicas.set((rows, n))
-    try:
-        yield
-    finally:
-        _replicas.reset(token)
-        _ahead.reset(ahead_of_all)
+    return _within((_ahead, _ahead.get() * n // (rows.stop - rows.start)), (_replicas, (rows, n)))
 
 
 @contextlib.contextmanager
 def used() -> Iterator[dict[str, Strategy]]:
     """Collects the strategies that sums are evaluated by: {name of the kernel: strategy}."""
-    token = _used.set({})
-    try:
-        found = _used.get()
-        assert found is not None
+    found: dict[str, Strategy] = {}
+    with _within((_used, found)):
         yield found
-    finally:
-        _used.reset(token)
 
 
 def recorded(strategies: Mapping[str, Strategy]) -> dict[str, Any]:
@@ -251,27 +246,17 @@ def recorded(strategies: Mapping[str, Strategy]) -> dict[str, Any]:
     return {"interactions": told} if told else {}
 
 
-@contextlib.contextmanager
-def aside() -> Iterator[None]:
+def aside() -> contextlib.AbstractContextManager[None]:
     """Within it sums are neither recorded nor measured: they are no part of what is evaluated."""
-    tokens = _used.set(None), _measured.set(None)
-    try:
-        yield
-    finally:
-        _used.reset(tokens[0])
-        _measured.reset(tokens[1])
+    return _within((_used, None), (_measured, None))
 
 
 @contextlib.contextmanager
 def measured(sample: int = SAMPLE) -> Iterator[dict[str, Tensor]]:
     """Measures the relative error of every approximate sum that is evaluated: {name of the kernel: (R,)}."""
-    token = _measured.set(({}, sample))
-    try:
-        found = _measured.get()
-        assert found is not None
-        yield found[0]
-    finally:
-        _measured.reset(token)
+    errors: dict[str, Tensor] = {}
+    with _within((_measured, (errors, sample))):
+        yield errors
 
 
 def _measure(kernel: Kernel, pairs: Pairs, total: Tensor) -> None:
@@ -300,7 +285,13 @@ def _note(name: str, strategy: Strategy) -> None:
 
 
 def _is_known(kernel: Kernel) -> bool:
-    found = _known.get()
+    """Whether a trace of it will serve again: it has an identity, and the start of the run, if any, has met it."""
+    return kernel_identity(kernel) is not None and _was_met(kernel)
+
+
+def _was_met(kernel: Kernel) -> bool:
+    """Whether the start of the run, if there is one, has met this kernel; one that changes with time is another one."""
+    found = _met.get()
     if found is None:
         return True
     kernels, is_start = found
