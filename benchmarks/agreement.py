@@ -46,7 +46,7 @@ def final(run: Run, steps: int) -> np.ndarray:
     """The particles after some steps, (R, N, d), in float64."""
     keeps = run(steps)
     if keeps is None:
-        keeps = run(steps, keep=True)  # type: ignore[call-arg]
+        keeps = run(steps, keep=True)
     value: Any = keeps.cpu() if hasattr(keeps, "cpu") else keeps
     return np.asarray(value, dtype=np.float64)
 

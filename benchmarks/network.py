@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-from torch import Tensor
 
 import mfsde
 
 from .timing import interleaved, row
+from .workloads import N_DATA, N_INPUTS, Network, network_data
 
-N_DATA, N_INPUTS, N_PARTICLES, DT, STEPS = 1000, 19, 10_000, 0.01, 20
-
-
-def data() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(N_DATA, N_INPUTS, generator=generator)
-    return inputs, torch.sin(inputs[:, 0])
-
-
-@dataclass(frozen=True)
-class Network(mfsde.MeanFieldLangevin):
-    sigma: float = 0.1
-
-    @cached_property
-    def energy(self) -> mfsde.Energy:
-        return mfsde.risk(mfsde.Neuron("tanh"), "squared", *data())
-
-    def confinement(self, x: Tensor) -> Tensor:
-        return 0.5 * x.square().sum(-1)
-
-    def confinement_gradient(self, x: Tensor) -> Tensor:
-        return x
-
-    def initial(self) -> mfsde.Gaussian:
-        return mfsde.Gaussian([0.0] * (N_INPUTS + 1), 1.0)
+N_PARTICLES, DT, STEPS = 10_000, 0.01, 20
 
 
 class ClosedForm:
     """The same step by hand: every array allocated once, the gradient written out."""
 
     def __init__(self) -> None:
-        self.z, self.y = data()
+        self.z, self.y = (torch.from_numpy(a) for a in network_data())
         self.x = torch.randn(N_PARTICLES, N_INPUTS + 1)
         self.hidden = torch.empty(N_PARTICLES, N_DATA)
         self.f, self.r = torch.empty(N_DATA), torch.empty(N_DATA)

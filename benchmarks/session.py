@@ -28,7 +28,7 @@ def in_process(names: Iterable[str], threads: int, device: str, quick: bool) -> 
         out = Path(folder) / "found.json"
         asked = {"names": list(names), "threads": threads, "device": device, "quick": quick, "out": str(out)}
         subprocess.run([sys.executable, "-m", "benchmarks.session", json.dumps(asked)], env=environment, check=True)
-        return json.loads(out.read_text())  # type: ignore[no-any-return]
+        return json.loads(out.read_text())
 
 
 def main() -> None:

@@ -90,16 +90,16 @@ def launches(rows: Rows) -> float | None:
 
 TARGETS = (
     *(
-        Target(f"A, N = {n:,}, one-pass drift", "ns/particle", 2.7, lambda r, n=n: r.cost(workload="A", n=n))  # type: ignore[misc]
+        Target(f"A, N = {n:,}, one-pass drift", "ns/particle", 2.7, lambda r, n=n: r.cost(workload="A", n=n))
         for n in (10**5, 10**6)
     ),
     *(
-        Target(f"A, N = {n:,}, fused", "ns/particle", 1.8, lambda r, n=n: r.cost(workload="A", n=n, by=FUSED))  # type: ignore[misc]
+        Target(f"A, N = {n:,}, fused", "ns/particle", 1.8, lambda r, n=n: r.cost(workload="A", n=n, by=FUSED))
         for n in (10**5, 10**6)
     ),
     *(
         Target(
-            f"A, N = {n:,}, float64", "ns/particle", 3.6, lambda r, n=n: r.cost(workload="A", n=n, dtype="float64")  # type: ignore[misc]
+            f"A, N = {n:,}, float64", "ns/particle", 3.6, lambda r, n=n: r.cost(workload="A", n=n, dtype="float64")
         )
         for n in (10**5, 10**6)
     ),
@@ -110,7 +110,7 @@ TARGETS = (
     ),
     *(
         Target(
-            f"B exact, N = {n:,}", "ns/pair", 0.40, lambda r, n=n: r.cost(workload="B", n=n, by=EXACT)  # type: ignore[misc]
+            f"B exact, N = {n:,}", "ns/pair", 0.40, lambda r, n=n: r.cost(workload="B", n=n, by=EXACT)
         )
         for n in (10**4, 10**5)
     ),

@@ -11,6 +11,7 @@ Everyone who is compared takes Euler steps of the same length from the same poin
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import math
@@ -117,8 +118,12 @@ def started(scenario: Any, case: Case) -> Any:
     return named(**values)
 
 
-class Workload:
-    """letter, title, dim and σ; `scenario`, `drift` in float64 and what a step costs at least."""
+class Workload(abc.ABC):
+    """letter, title, dim and σ; the `scenario` and what a step costs at least.
+
+    Those whose particles move without noise have `drift` too, in float64: of every particle at σ = 0, where nothing
+    confines, (N, d) -> (N, d).
+    """
 
     letter: str
     title: str
@@ -130,12 +135,9 @@ class Workload:
     # What a step is divided by in the table, and its unit.
     unit = "ns/particle"
 
+    @abc.abstractmethod
     def scenario(self, case: Case, strategy: Any = None) -> Any:
-        raise NotImplementedError
-
-    def drift(self, x: np.ndarray) -> np.ndarray:
-        """The drift of every particle at σ = 0, where nothing confines, in float64.    (N, d) -> (N, d)."""
-        raise NotImplementedError
+        """The equation that mfsde runs."""
 
     def value(self, case: Case, seconds: float) -> float:
         """The cost of a step in the unit of the table."""

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from importlib import import_module
-from types import ModuleType
 from typing import NamedTuple
 
-import torch  # before the compiled kernel, so that both share one OpenMP runtime
+import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+
+from .extensions import extension, threads
 
 # Values that are not worth waking a thread for.
 SERIAL = 1 << 15
 
 
-def _load_compiled() -> ModuleType | None:
-    try:
-        return import_module("._activation", __package__)
-    except ImportError:
-        return None
-
-
-_compiled = _load_compiled()
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-# The OpenMP runtime of the parent has threads that a fork does not copy; waiting for them would never end.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_compiled = extension("_activation")
 
 
 def tanh_(x: Tensor) -> Tensor:
@@ -69,7 +50,7 @@ def _is_compiled(x: Tensor, *others: Tensor) -> bool:
 
 
 def _threads(x: Tensor) -> int:
-    return 1 if _forked or x.numel() < SERIAL else torch.get_num_threads()
+    return 1 if x.numel() < SERIAL else threads()
 
 
 class Activation(NamedTuple):

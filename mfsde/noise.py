@@ -26,8 +26,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-import torch  # before the compiled kernel, so that both share one OpenMP runtime
+import torch
 from torch import Tensor
+
+from .extensions import extension, threads
 
 VERSION = 1
 SCHEME = "philox4x32-10/box-muller"
@@ -66,28 +68,10 @@ def _load_compiled() -> ModuleType | None:
         return None
     if choice:
         raise ValueError(f"MFSDE_NOISE is {choice!r}; expected 'numpy', or unset it for the compiled kernel.")
-    try:
-        return import_module("._noise", __package__)
-    except ImportError:
-        return None
+    return extension("_noise")
 
 
 _compiled = _load_compiled()
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-# The OpenMP runtime of the parent has threads that a fork does not copy; waiting for them would never end.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _threads() -> int:
-    return 1 if _forked else torch.get_num_threads()
 
 
 @functools.cache
@@ -372,7 +356,7 @@ class Noise:
             out = torch.empty(rate.shape, dtype=torch.bool)
             count = _compiled.rings(
                 out.data_ptr(), double, self.seed, Stream(stream), fine, n_replicas, n_particles, rate.data_ptr(),
-                shift.data_ptr(), h, _threads(),
+                shift.data_ptr(), h, threads(),
             )  # fmt: skip
             slots = torch.empty(count, dtype=torch.int64)
             _compiled.positions(slots.data_ptr(), out.data_ptr(), out.numel())
@@ -431,7 +415,7 @@ class Noise:
         if x.is_cpu and _compiled is not None:
             _compiled.euler(
                 x.data_ptr(), kind, self.seed, stream, fine, k, n_replicas, n_particles, n_channels,
-                drift.data_ptr(), 0 if field is None else field.data_ptr(), h, scale, _threads(),
+                drift.data_ptr(), 0 if field is None else field.data_ptr(), h, scale, threads(),
             )  # fmt: skip
             return
         module = _portable(_backend(x.device.type))
@@ -467,7 +451,7 @@ class Noise:
             window = _window(force.shape, 0, 0)
             _compiled.kinetic(
                 x.data_ptr(), self._kind(x.dtype), self.seed, Stream.IDIOSYNCRATIC, fine, k, *window,
-                force.data_ptr(), positions.data_ptr(), half, decay, deviation, due, 1.0 / math.sqrt(k), _threads(),
+                force.data_ptr(), positions.data_ptr(), half, decay, deviation, due, 1.0 / math.sqrt(k), threads(),
             )  # fmt: skip
             return
         w = self.increment(step, force.shape, dtype=x.dtype, device=x.device)
@@ -533,7 +517,7 @@ class Noise:
         if out.is_cpu and _compiled is not None:
             _compiled.normals(
                 out.data_ptr(), kind, self.seed, stream, fine, k, *window, first_replica, first_particle,
-                scale, _threads(),
+                scale, threads(),
             )  # fmt: skip
         else:
             module = _portable(_backend(out.device.type))
@@ -561,7 +545,7 @@ class Noise:
         if out.is_cpu and _compiled is not None:
             _compiled.draws(
                 out.data_ptr(), dtype is torch.float64, self.seed, stream, fine, 1, *window, first_replica,
-                first_particle, high, _threads(),
+                first_particle, high, threads(),
             )  # fmt: skip
         else:
             module = _portable(_backend(out.device.type))
@@ -589,7 +573,7 @@ def kick_(x: Tensor, force: Tensor, half: float) -> None:
     if x.is_cpu and _compiled is not None:
         rows = x.shape[0] * x.shape[1]
         if rows:
-            _compiled.kick(x.data_ptr(), _check_real(x.dtype), rows, d, force.data_ptr(), half, _threads())
+            _compiled.kick(x.data_ptr(), _check_real(x.dtype), rows, d, force.data_ptr(), half, threads())
     else:
         x[..., d:] += half * force
 

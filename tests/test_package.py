@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # A file imports only from files to its left. `limit` and the command line stand beside this line.
 ORDER = [
-    *("tape", "torus", "pairwise", "measure", "product", "phase_space", "energy", "activation", "network"),
-    *("regularisers", "convex_sets"),
+    *("tape", "torus", "pairwise", "measure", "product", "phase_space", "energy", "extensions", "activation"),
+    *("network", "regularisers", "convex_sets"),
     *("homogeneous", "nonlinear_process", "model", "selection", "langevin", "kinetic"),
     *("_noise_numpy", "_noise_torch", "_noise_triton", "noise", "clock", "diffusion", "euler"),
     *("forward_backward", "runge_kutta", "draws", "sgd", "splitting", "birth_death", "methods", "pages", "solver"),

@@ -11,7 +11,6 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -466,11 +465,3 @@ def test_a_frame_on_its_way_is_kept_when_the_run_fails(tmp_path: Path, monkeypat
         mfsde.simulate(Failing(), **{**SAVED, "checkpoint_every": None}, store=tmp_path / "run.zarr")
     # Steps 0, 3, 6 and 9; the drift fails in the step from 11.
     assert mfsde.open_run(tmp_path / "run.zarr").time.values.tolist() == [0.0, 0.15, 0.3, 0.45]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -33,7 +33,7 @@ def ou(case: Case) -> Run:
 
 
 @njit(parallel=True, fastmath=True)
-def _ou(x, steps, shrink, pull, noise):  # type: ignore[no-untyped-def]
+def _ou(x, steps, shrink, pull, noise):
     replicas, n = x.shape
     flat = x.reshape(-1)
     shift = np.empty(replicas, x.dtype)
@@ -61,7 +61,7 @@ def attraction(case: Case) -> Run:
 
 
 @njit(parallel=True, fastmath=True)
-def _attraction(x, moved, steps, h, shrink, noise, half):  # type: ignore[no-untyped-def]
+def _attraction(x, moved, steps, h, shrink, noise, half):
     n = x.shape[1]
     zero = half - half
     for _ in range(steps):
@@ -92,7 +92,7 @@ def network(case: Case) -> Run:
 
 
 @njit(parallel=True, fastmath=True)
-def _network(x, z, transposed, y, steps, h, shrink, noise):  # type: ignore[no-untyped-def]
+def _network(x, z, transposed, y, steps, h, shrink, noise):
     n, p, size = len(x), z.shape[1], len(z)
     one = shrink / shrink
     for _ in range(steps):
@@ -133,7 +133,7 @@ def births(case: Case) -> Run:
 
 
 @njit(parallel=True, fastmath=True)
-def _births(x, rate, steps, h, noise):  # type: ignore[no-untyped-def]
+def _births(x, rate, steps, h, noise):
     """Transport in parallel; the jumps in turn, as they write where others read."""
     n = len(x)
     for _ in range(steps):

@@ -338,15 +338,8 @@ class Separable(Strategy):
         total = torch.einsum("rn,rnk->rk", pairs.weights, right).unsqueeze(1)
         if pairs.own is not None:
             total = total - pairs.weights[:, pairs.own].unsqueeze(-1) * right[:, pairs.own]
-        return _contracted(self.left(pairs.x), total) if kernel.potential is None else self._slope(pairs.x, total)
-
-    def _slope(self, x: Tensor, total: Tensor) -> Tensor:
-        keeps = torch.is_grad_enabled()
-        with torch.enable_grad():
-            at = x.view_as(x) if keeps and x.requires_grad else x.detach().requires_grad_()
-            value = _contracted(self.left(at), total).sum()
-            (slope,) = torch.autograd.grad(value, [at], create_graph=keeps)
-        return slope
+        sums = Kernel(lambda x: _contracted(self.left(x), total))
+        return sums(pairs.x) if kernel.potential is None else sums.slope(pairs.x)
 
     def _check(self, kernel: Kernel, pairs: Pairs) -> None:
         checked: set[Separable] = kernel.facts(pairs.x).setdefault("separable", set())
