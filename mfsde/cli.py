@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.command(options)
     except KeyboardInterrupt as stop:
-        steps = options.command in (_run, _resume, _sweep)
+        steps = options.command in (_run, _resume)
         told = str(stop) or f"interrupted{' before the first step' * steps}; nothing was stored"
         print(f"mfsde: {_as_command(told)}", file=sys.stderr)
         return 130
@@ -273,7 +273,8 @@ def _plan(options: argparse.Namespace) -> None:
 
     scenario = _built(options)
     found = plan(scenario, store=options.out, memory=_budget(options), **_chosen(scenario, options))
-    print(found)
+    # What does not fit is told as the error.
+    print(str(found).splitlines()[0])
     found.check()
 
 

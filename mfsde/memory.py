@@ -598,8 +598,8 @@ class _Planner:
         if growth.order == 2:
             return (
                 f"the drift of {self._name} makes temporaries that grow like N²: {told(one.added)} for one replica of "
-                f"N = {self._settings.n_particles:,}, {there}. Write its sum over pairs as mu.convolve(K, x), which "
-                "needs O(N) memory, or take fewer particles."
+                f"N = {self._settings.n_particles:,}, {there}. Sums over pairs by mu.convolve(K, x) or "
+                'mfsde.interaction(W) need O(N) memory, least of all with strategy="compiled"; or take fewer particles.'
             )
         return (
             f"the drift of {self._name} takes {told(one.added)} for one replica of N = "

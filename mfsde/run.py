@@ -216,6 +216,7 @@ def sweep(
             another process could not import.
         ValueError: nothing to sweep, repeated values, or runs whose datasets do not fit together.
         WorkerDied: a process was killed, or could not start.
+        KeyboardInterrupt: Ctrl-C, after checkpoints have been written; with a store the same call goes on from there.
         Exception: what a run raises, with its point in a note.
 
     """
@@ -233,7 +234,14 @@ def sweep(
     runs = _Runs(scenario, points, settings, folder, reduce)
     with Progress(f"sweep {scenario_name(scenario)}", 0, len(points), shown, "run") as bar:
         costs = [s.n_particles * s.n_replicas * s.n_steps for s in checked]
-        found = run_all(runs, costs, n_workers, runs.name, bar.at)
+        try:
+            found = run_all(runs, costs, n_workers, runs.name, bar.at)
+        except KeyboardInterrupt as stop:
+            if folder is None:
+                raise
+            raise KeyboardInterrupt(
+                f"the sweep was interrupted; what it has run is in {folder}, and the same sweep goes on from there"
+            ) from stop
     results = [_placed(result, point) for result, point in zip(found, points, strict=True)]
     return _joined(results, axes)
 

@@ -320,12 +320,16 @@ def test_a_plan_says_what_a_run_takes_and_whether_it_fits(capsys):
     assert "DoesNotFit" in capsys.readouterr().err
 
 
-def test_a_sweep_shared_by_two_processes_has_the_table_of_one(tmp_path, capsys):
-    asked = ["sweep", "MeanFieldOU", *SETTINGS, "--over", "sigma=0.5,1", "--observe", "mean"]
-    for workers in ("1", "2"):
-        assert main([*asked, "--out", str(tmp_path / workers), "--workers", workers]) == 0
-    one, two = (xr.open_zarr(tmp_path / k / "table.zarr", consolidated=False) for k in ("1", "2"))
-    assert np.array_equal(one["mean"], two["mean"])
+def test_a_sweep_is_told_how_many_processes_share_it_and_what_they_may_take(tmp_path, monkeypatch, capsys):
+    told = []
+    sweep = mfsde.sweep
+    monkeypatch.setattr(mfsde, "sweep", lambda *args, **kw: told.append(kw) or sweep(*args, **{**kw, "workers": 1}))
+    asked = ["sweep", "MeanFieldOU", *SETTINGS, "--over", "sigma=0.5,1", "--observe", "mean", "--out", str(tmp_path)]
+    assert main([*asked, "--workers", "2", "--memory", "1.5"]) == 0
+    assert (told[0]["workers"], told[0]["memory"]) == (2, 1.5e9)
+    assert xr.open_zarr(tmp_path / "table.zarr", consolidated=False)["mean"].sizes["sigma"] == 2
+    assert main([*asked, "--workers", "0"]) == 1
+    assert "workers = 0; expected a whole number >= 1" in capsys.readouterr().err
 
 
 def test_the_noise_of_float32_drives_a_run_in_float64(tmp_path, capsys):

@@ -195,6 +195,7 @@ def test_an_interrupted_sweep_leaves_checkpoints_and_no_process(tmp_path: Path) 
     # The pipe is closed by the last process that has it.
     _, told = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in told
+    assert "what it has run is in runs, and the same sweep goes on from there" in told
     stores = sorted(runs.glob("seed=*.zarr"))
     assert [store.name for store in stores] == ["seed=1.zarr", "seed=2.zarr"]
     for store in stores:

@@ -193,5 +193,6 @@ class Strategy(abc.ABC):
         told: dict[str, Any] = {"strategy": self.name}
         for f in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
-            told[f.name] = value if isinstance(value, plain) else repr(value)
+            # A function's repr is an address, another one in each process.
+            told[f.name] = value if isinstance(value, plain) else getattr(value, "__qualname__", repr(value))
         return told
