@@ -328,6 +328,7 @@ def test_a_sweep_is_told_how_many_processes_share_it_and_what_they_may_take(tmp_
     assert main([*asked, "--workers", "2", "--memory", "1.5"]) == 0
     assert (told[0]["workers"], told[0]["memory"]) == (2, 1.5e9)
     assert xr.open_zarr(tmp_path / "table.zarr", consolidated=False)["mean"].sizes["sigma"] == 2
+    monkeypatch.undo()
     assert main([*asked, "--workers", "0"]) == 1
     assert "workers = 0; expected a whole number >= 1" in capsys.readouterr().err
 
