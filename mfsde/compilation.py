@@ -8,7 +8,6 @@ compiled coefficients too, launched kernel by kernel: a CUDA graph would repeat 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import hashlib
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .measure import EmpiricalMeasure
-from .model import Equation
+from .model import Equation, with_methods
 from .nonlinear_process import Decoupled
 from .phase_space import half_dimension, position_period
 from .torus import Period
@@ -66,14 +65,11 @@ def compiled(equation: Equation, transport: str, x: Tensor, times: tuple[float, 
         raise _refusal(name, "a decoupled scenario looks its law up at every time, outside torch")
     if equation.strategies:
         raise _refusal(name, "its sums over pairs have kernels of their own, and are most of its cost")
-    changed = copy.copy(equation.scenario)
-    for method in _costly(equation, transport, x):
-        try:
-            # Frozen: what is set stands before the class's method, for this object.
-            object.__setattr__(changed, method, _coefficient(equation, method, x, times))
-        except AttributeError:
-            raise _refusal(name, "its class has slots, so that no method of one object can be replaced") from None
-    return changed
+    methods = {method: _coefficient(equation, method, x, times) for method in _costly(equation, transport, x)}
+    try:
+        return with_methods(equation.scenario, methods)
+    except AttributeError:
+        raise _refusal(name, "its class has slots, so that no method of one object can be replaced") from None
 
 
 def _costly(equation: Equation, transport: str, x: Tensor) -> list[str]:

@@ -6,9 +6,10 @@ checked once at the door.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -99,6 +100,20 @@ def on_device(scenario: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if dataclasses.is_dataclass(inner) and not isinstance(inner, type):
         moved["of"] = on_device(inner, device, dtype)
     return dataclasses.replace(scenario, **moved) if moved else scenario
+
+
+def with_methods(scenario: Any, methods: Mapping[str, Callable[..., Any]]) -> Any:
+    """The scenario with some methods replaced, for whoever calls them from outside.
+
+    Raises:
+        AttributeError: its class has slots, so that no method of one object can be replaced.
+
+    """
+    view = copy.copy(scenario)
+    for name, method in methods.items():
+        # Frozen: what is set stands before the class's method, for this object.
+        object.__setattr__(view, name, method)
+    return view
 
 
 def has_births(scenario: Any) -> bool:

@@ -5,7 +5,6 @@ Replicas are independent, so the numbers are those of the whole batch; only what
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .measure import EmpiricalMeasure
+from .model import with_methods
 from .pairwise.convolution import of_replicas
 from .pairwise.kernel import Key
 
@@ -53,15 +53,11 @@ def with_coefficients(scenario: Any, changed: Callable[[Coefficient], Coefficien
 
     A class with slots lets no method of one object be replaced; its scenario is returned as it is.
     """
-    view = copy.copy(scenario)
+    names = [name for name in REPLICA_WISE if callable(getattr(scenario, name, None))]
     try:
-        for name in REPLICA_WISE:
-            if callable(getattr(scenario, name, None)):
-                # Frozen: what is set stands before the class's method, for this object.
-                object.__setattr__(view, name, changed(getattr(scenario, name)))
+        return with_methods(scenario, {name: changed(getattr(scenario, name)) for name in names})
     except AttributeError:
         return scenario
-    return view
 
 
 class _Rows:
