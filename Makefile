@@ -48,9 +48,10 @@ format: $(STAMP)  ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(STAMP)  ## measure speed and memory beside other libraries, print a table, write build/bench.json
+bench: $(STAMP)  ## speed beside other libraries and the machine's limits (20 minutes): build/bench.json, docs/performance.png
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks plot
 
 orders: $(STAMP)  ## the orders of the limit's schemes, as the tables of docs/limit.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.orders
