@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 WORKERS ?= 2
 TYPED = build/typed
-SOURCES = mfsde scenarios analysis examples benchmarks tests setup.py
+SOURCES = mfsde scenarios analysis verification examples benchmarks tests setup.py
 
 .DEFAULT_GOAL = help
 .PHONY: help env demo demo-small examples orders coverage test lint format bench clean

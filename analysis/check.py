@@ -39,6 +39,7 @@ class Check:
         discretisation: declared error of the margin that replicas do not show (time step, quadrature, finite N).
         reason: the hypothesis that fails, or why the check is vacuous.
         source: where the theorem stands.
+        relation: "<=" for an inequality, "=" for an identity.
 
     """
 
@@ -51,6 +52,7 @@ class Check:
     discretisation: float = 0.0
     reason: str = ""
     source: str = ""
+    relation: str = "="
 
     def __str__(self) -> str:
         declared = f", declared error {self.discretisation:.1g}" if self.discretisation else ""
@@ -131,7 +133,8 @@ def _judged(
             "particles or replicas, or smaller steps"
         )
     verdict = UNFOUNDED if reason else VIOLATED if violated else HOLDS
-    return Check(name, margin, stderr, verdict, lhs, rhs, discretisation, reason, source)
+    relation = "=" if is_identity else "<="
+    return Check(name, margin, stderr, verdict, lhs, rhs, discretisation, reason, source, relation)
 
 
 def unfounded(name: str, reason: str, source: str = "") -> Check:
@@ -240,7 +243,7 @@ def of_means(
     if math.isnan(found[0]):
         # The bound does not exist without its hypothesis; there is no number to show.
         reason = "; ".join(h for h in hypotheses if h)
-        return Check(name, math.nan, math.nan, UNFOUNDED, float(found[1]), math.nan, 0.0, reason, source)
+        return Check(name, math.nan, math.nan, UNFOUNDED, float(found[1]), math.nan, 0.0, reason, source, "<=")
     return inequality(
         name, float(found[1]), float(found[2]), stderr=float(errors[0]), hypotheses=hypotheses, source=source
     )
