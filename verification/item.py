@@ -64,6 +64,7 @@ class Item:
         misprints: what the document prints instead, and what is wrong with it.
         fault: the planted fault, in words.
         measure: (quick, faulty) -> findings; with faulty the fault is in what is measured, the claims are the same.
+        cost: in minutes, roughly: long items are started first.
 
     """
 
@@ -74,6 +75,7 @@ class Item:
     misprints: tuple[str, ...]
     fault: str
     measure: Measure
+    cost: float = 0.5
 
     @property
     def document(self) -> str:
@@ -88,12 +90,13 @@ def item(
     fault: str,
     hypotheses: tuple[str, ...] = (),
     misprints: tuple[str, ...] = (),
+    cost: float = 0.5,
 ) -> Callable[[Measure], Item]:
     """Makes an item of a generator (quick, faulty) -> findings, named as it is."""
 
     def made(measure: Measure) -> Item:
         name = measure.__name__.replace("_", "-")
-        return Item(name, source, statement, hypotheses, misprints, fault, measure)
+        return Item(name, source, statement, hypotheses, misprints, fault, measure, cost)
 
     return made
 
@@ -117,7 +120,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """ "violated" where a claim is, or a misprint holds; "hypothesis fails" where a claim's does; else "holds"."""
+        """The worst: "error"; "violated", a claim, or a misprint that holds; "hypothesis fails", of a claim; "holds"."""
         missed = [f for f in self.findings if not f.met]
         if self.error or not self.findings:
             return "error"

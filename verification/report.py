@@ -1,0 +1,159 @@
+"""What was found, as a table for the terminal and as JSON; what is stated, as a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mfsde import provenance
+from mfsde.analysis.check import HOLDS, VIOLATED
+
+from .catalogue import DOCUMENTS, items
+from .item import Finding, Item, Result
+
+NAME, VALUE, REFERENCE = 52, 34, 15  # widths of the columns
+
+
+def table(results: Sequence[Result]) -> str:
+    """A line for each item and each of its checks, and the count of verdicts."""
+    return "\n".join([*(rows(result) for result in results), "", summary(results)])
+
+
+def rows(result: Result) -> str:
+    """An item: statement, verdict, seconds; below it name, measured value with interval, expected value, verdict."""
+    what = items()[result.name]
+    lines = [f"{what.name} · {what.source} · {result.verdict.upper()} · {result.seconds:.1f} s", f"  {what.statement}"]
+    lines += [_row(finding) for finding in result.findings]
+    return "\n".join([*lines, *([f"  {result.error}"] if result.error else [])])
+
+
+def summary(results: Sequence[Result]) -> str:
+    """How many items have which verdict, and how long they took."""
+    counts = {v: [r.name for r in results if r.verdict == v] for v in dict.fromkeys(r.verdict for r in results)}
+    told = "; ".join(
+        f"{len(names)} {verdict}" + (f" ({', '.join(names)})" if verdict != HOLDS else "")
+        for verdict, names in sorted(counts.items(), key=lambda pair: pair[0] != HOLDS)
+    )
+    n_checks = sum(len(r.findings) for r in results)
+    return f"{len(results)} items, {n_checks} checks: {told}; {sum(r.seconds for r in results):.0f} s of work"
+
+
+def self_test(results: Sequence[Result]) -> str:
+    """A line for each planted fault: the check that caught it, or none."""
+    known, lines = items(), []
+    for result in results:
+        caught = [f.check for f in result.findings if f.expected == HOLDS and f.check.verdict == VIOLATED]
+        fault = known[result.name].fault
+        if caught:
+            worst = max(caught, key=lambda check: abs(check.margin) / max(_slack(check), 1e-300))
+            by = f"{worst.name}: {_number(worst.lhs)} against {_number(worst.rhs)}"
+            lines.append(f"caught  {result.name}: {fault}\n        by {by}")
+        else:
+            lines.append(f"MISSED  {result.name}: {fault}{'; ' + result.error if result.error else ''}")
+    missed = [result.name for result in results if not result.caught]
+    end = f"{len(results) - len(missed)} of {len(results)} planted faults caught"
+    return "\n".join([*lines, "", end + (f"; missed: {', '.join(missed)}" if missed else "")])
+
+
+def as_json(results: Sequence[Result], **settings: Any) -> str:
+    """Everything, with the versions it was measured with. Numbers that are not finite are null."""
+    known = items()
+    listed = [
+        {
+            "item": r.name,
+            "source": known[r.name].source,
+            "statement": known[r.name].statement,
+            "hypotheses": known[r.name].hypotheses,
+            "misprints": known[r.name].misprints,
+            "fault": known[r.name].fault,
+            "verdict": r.verdict,
+            "caught": r.caught,
+            "seconds": round(r.seconds, 3),
+            "error": r.error,
+            "checks": [_as_object(f) for f in r.findings],
+        }
+        for r in results
+    ]
+    return json.dumps(
+        {"settings": settings, "versions": provenance.versions(), "items": listed}, indent=1, ensure_ascii=False
+    )
+
+
+def page() -> str:
+    """docs/theory.md: every statement once, with its hypotheses, source, misprints and the name of its check."""
+    known = items()
+    lines = [PAGE]
+    for number, title in DOCUMENTS.items():
+        lines += [f"## {number}", "", f"{title}.", ""]
+        for what in (w for w in known.values() if w.document == number):
+            lines += [_section(what), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+PAGE = """\
+# The statements, and what verifies them
+
+Every statement of the four source documents that this software uses, once: as it is true, with its hypotheses, its place, what the
+document prints where that is wrong, and the fault that its check is known to catch. The name in front is that of the check:
+
+    mfsde verify NAME ...           # measured values with intervals, against what is stated; --quick for a first look
+    mfsde verify 001                # all of a document
+    mfsde verify --self-test        # plant every fault: each must be caught
+
+Conventions: dX = b dt + σ dW, T = σ²/2 = 1/β, H(m) = KL(m | g) with g = e^{−U} normalised, V^σ(m) = F(m) + T·H(m);
+D_mF(m, x) = ∇_x δF/δm(m, x). A check compares a number with its standard error over replicas: an identity is violated beyond 3
+standard errors and the declared discretisation error, an inequality below −3 of them. "hypothesis fails" is a verdict of its own.
+This page is written by `make theory` from `verification/`.
+"""
+
+
+def _section(what: Item) -> str:
+    place = what.source[3:].lstrip(", ")
+    lines = [f"**`{what.name}`** — {place}", "", f"> {what.statement}", ""]
+    if what.hypotheses:
+        lines.append(f"* Hypotheses: {'; '.join(what.hypotheses)}.")
+    lines += [f"* Corrected: {text.rstrip('.')}." for text in what.misprints]
+    lines.append(f"* Planted fault: {what.fault.rstrip('.')}.")
+    return "\n".join(lines)
+
+
+def _row(finding: Finding) -> str:
+    check = finding.check
+    low, high = finding.interval
+    if math.isnan(check.margin):
+        measured, reference = "no number", ""
+    else:
+        interval = "" if low == high else f" [{_number(low)}, {_number(high)}]"
+        sign = {"<=": "≤", "=": "="}[check.relation]
+        measured, reference = f"{_number(check.lhs)}{interval}", f"{sign} {_number(check.rhs)}"
+    verdict = check.verdict
+    if finding.expected != HOLDS:
+        verdict += ", as it must" if finding.met else f", EXPECTED: {finding.expected}"
+    told = f"    {check.name:<{NAME}} {measured:<{VALUE}} {reference:<{REFERENCE}} {verdict}"
+    return told + (f"\n        {check.reason}" if check.reason else "")
+
+
+def _as_object(finding: Finding) -> dict[str, Any]:
+    check, (low, high) = finding.check, finding.interval
+    numbers = {
+        "measured": check.lhs, "low": low, "high": high, "reference": check.rhs, "margin": check.margin,
+        "stderr": check.stderr, "discretisation": check.discretisation,
+    }  # fmt: skip
+    return {
+        "name": check.name,
+        "relation": check.relation,
+        **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        "verdict": check.verdict,
+        "expected": finding.expected,
+        "reason": check.reason,
+    }
+
+
+def _slack(check: Any) -> float:
+    return 3 * float(check.stderr) + float(check.discretisation)
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else f"{value:.5g}"

@@ -1,0 +1,97 @@
+"""Items measured, in one process or several, and all that was found as a Dataset."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+
+from mfsde import provenance
+from mfsde.workers import at_least_one, run_all
+
+from .catalogue import chosen, items
+from .item import Result, measured
+
+
+def verify(
+    *names: str,
+    quick: bool = False,
+    faulty: bool = False,
+    workers: int = 1,
+    done: Callable[[int], None] = lambda count: None,
+) -> list[Result]:
+    """Measures items and compares them with what they state.
+
+    Args:
+        names: of items, or numbers of documents; all items for none.
+        quick: fewer particles, replicas and steps: the same claims, with wider intervals.
+        faulty: with the planted faults, each of which must be `caught`.
+        workers: processes that share the items; every one computes on one thread.
+        done: called with the number of results so far.
+
+    Returns:
+        One result for each item, in the order of the catalogue or of the names.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: workers is no whole number.
+
+    """
+    wanted = [what.name for what in chosen(names)]
+    task = functools.partial(_measure, tuple(wanted), quick, faulty)
+    # Long items first, so that no process is left alone with one at the end.
+    costs = [items()[name].cost for name in wanted]
+    found: list[Result] = run_all(task, costs, at_least_one("workers", workers), wanted.__getitem__, done)
+    return found
+
+
+def dataset(results: Sequence[Result]) -> xr.Dataset:
+    """One row for each check: dims (check,) and (item,), coordinates item_of, name, expected, relation.
+
+    Variables: measured, low, high, reference (the value or bound of the statement), margin, stderr, discretisation, verdict
+    over checks; item_verdict, seconds over items. Strings are numpy's, so that it can be stored.
+    """
+    rows = [(result.name, finding, *finding.interval) for result in results for finding in result.findings]
+    checks = [finding.check for _, finding, _, _ in rows]
+    numbers = {
+        "measured": ([c.lhs for c in checks], "measured value"),
+        "low": ([low for *_, low, _ in rows], "lower end: 3 standard errors and the declared discretisation error"),
+        "high": ([high for *_, high in rows], "upper end"),
+        "reference": ([c.rhs for c in checks], "value or bound that the statement gives"),
+        "margin": ([c.margin for c in checks], "reference - measured"),
+        "stderr": ([c.stderr for c in checks], "standard error of the margin over replicas"),
+        "discretisation": ([c.discretisation for c in checks], "declared error that replicas do not show"),
+    }
+    words = {
+        "verdict": [c.verdict for c in checks],
+        "expected": [finding.expected for _, finding, _, _ in rows],
+        "relation": [c.relation for c in checks],
+        "check_name": [c.name for c in checks],
+        "item_of_check": [name for name, *_ in rows],
+    }
+    data = {
+        name: ("check", np.array(values, dtype=float), {"long_name": text}) for name, (values, text) in numbers.items()
+    }
+    data |= {name: ("check", np.array(values, dtype=str)) for name, values in words.items()}  # type: ignore[misc]
+    data["item_verdict"] = ("item", np.array([r.verdict for r in results], dtype=str))  # type: ignore[assignment]
+    data["seconds"] = ("item", np.array([r.seconds for r in results]), {"long_name": "time taken", "units": "s"})
+    known = items()
+    coordinates = {
+        "item": [r.name for r in results],
+        "source": ("item", [known[r.name].source for r in results]),
+        "statement": ("item", [known[r.name].statement for r in results]),
+    }
+    attributes = {"long_name": "verification of the source documents", **provenance.versions()}
+    return xr.Dataset(data, coordinates, attributes)
+
+
+def _measure(names: tuple[str, ...], quick: bool, faulty: bool, index: int) -> Result:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measured(items()[names[index]], quick=quick, faulty=faulty)
+    finally:
+        torch.set_num_threads(before)
