@@ -9,7 +9,7 @@ TYPED = build/typed
 SOURCES = mfsde scenarios analysis verification examples benchmarks tests setup.py
 
 .DEFAULT_GOAL = help
-.PHONY: help env demo demo-small examples orders coverage test lint format bench clean
+.PHONY: help env demo demo-small examples figures verify theory orders coverage test lint format bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,8 +30,20 @@ demo-small: $(STAMP)  ## the same in a few seconds
 examples: $(STAMP)  ## run every example in its short form, into runs/examples
 	mkdir -p runs/examples
 	for name in rates chaos entropy plots limit family calibration; do $(BIN)/python examples/$$name.py --small --folder runs/examples || exit 1; done
+	for file in examples/figure_*.py; do $(BIN)/python $$file --small --folder runs/examples || exit 1; done
 	$(BIN)/python examples/theory.py --small
 	cd runs/examples && MPLBACKEND=agg $(CURDIR)/$(BIN)/python $(CURDIR)/examples/convergence.py
+
+figures: $(STAMP)  ## the figures of the source documents, into docs/gallery (about half an hour)
+	for file in examples/figure_*.py; do $(BIN)/python $$file --folder docs/gallery || exit 1; done
+
+verify: $(STAMP)  ## hold every statement of the source documents against measurements, then plant every fault
+	mkdir -p build
+	$(BIN)/mfsde verify --json build/verification.json --overwrite
+	$(BIN)/mfsde verify --self-test --quick
+
+theory: $(STAMP)  ## write docs/theory.md from the statements in verification/
+	$(BIN)/python -c "from mfsde.verification import report; print(report.page(), end='')" > docs/theory.md
 
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)

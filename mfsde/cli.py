@@ -79,12 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        The exit code: 0, 1 after an error, 2 for wrong usage, 130 after Ctrl-C.
+        The exit code: 0, 1 after an error or a statement that is violated, 2 for wrong usage, 130 after Ctrl-C.
 
     """
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        return int(options.command(options) or 0)
     except KeyboardInterrupt as stop:
         steps = options.command in (_run, _resume)
         told = str(stop) or f"interrupted{' before the first step' * steps}; nothing was stored"
@@ -104,7 +104,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = "; ".join([str(problem), *getattr(problem, "__notes__", ())])
         print(f"mfsde: {type(problem).__name__}: {_as_command(told)}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _as_command(message: str) -> str:
@@ -154,6 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     _settings(limit)
     _limit_options(limit)
     _analyse_options(_command(commands, "analyse", _analyse, "distance, rate and entropy of a stored run"))
+    text = "hold the statements of the source documents against measurements"
+    _verify_options(_command(commands, "verify", _verify, text))
     return parser
 
 
@@ -193,7 +194,20 @@ def _analyse_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
 
 
-def _command(commands: Any, name: str, function: Callable[..., None], text: str) -> argparse.ArgumentParser:
+def _verify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "items", metavar="ITEM", nargs="*", help="names of statements (--list), or numbers of documents; all for none"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer particles and replicas: three minutes on two cores")
+    parser.add_argument("--self-test", action="store_true", help="plant a fault in each: all must be caught")
+    parser.add_argument("--list", action="store_true", help="the statements, and nothing measured")
+    parser.add_argument("--workers", type=int, metavar="K", help="processes that share the work (as many as cores)")
+    parser.add_argument("--json", metavar="FILE", help="write all that was found")
+    parser.add_argument("--out", metavar="STORE", help="store it as a Zarr dataset")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --json or --out")
+
+
+def _command(commands: Any, name: str, function: Callable[..., int | None], text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=function)
     return parser
@@ -476,6 +490,47 @@ def _analyse(options: argparse.Namespace) -> None:
         figure = plots.summary(run, found.measured["distance"], found.rate, law=found.law)
         figure.savefig(options.figure, dpi=130)
         print(f"drawn in {options.figure}")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    import os
+    from pathlib import Path
+
+    for given in filter(None, (options.json, options.out)):
+        if Path(given).exists() and not options.overwrite:
+            raise UsageError(f"{given} exists; choose another, or pass --overwrite.")
+    from .verification import catalogue, report
+    from .verification.verify import dataset, verify
+
+    try:
+        wanted = catalogue.chosen(options.items)
+    except ValueError as problem:
+        raise UsageError(str(problem)) from problem
+    if options.list:
+        print("\n".join(f"{what.name:24s} {what.source:44s} {what.statement}" for what in wanted))
+        return 0
+    workers = options.workers or min(len(wanted), os.cpu_count() or 1)
+    shown: list[Any] = []
+
+    def found(result: Any) -> None:
+        shown.append(result)
+        print((report.self_test_row if options.self_test else report.rows)(result), flush=True)
+
+    settings = {"quick": options.quick, "faulty": options.self_test}
+    try:
+        results = verify(*options.items, workers=workers, found=found, **settings)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"interrupted after {len(shown)} of {len(wanted)} items; nothing was stored") from stop
+    print(f"\n{(report.caught if options.self_test else report.summary)(results)}")
+    if options.json:
+        Path(options.json).write_text(report.as_json(results, **settings, workers=workers))
+        print(f"written to {options.json}")
+    if options.out:
+        dataset(results).to_zarr(options.out, mode="w", zarr_format=3, consolidated=False)
+        print(f"stored in {options.out}: xarray.open_zarr({options.out!r}, consolidated=False)")
+    if options.self_test:
+        return int(not all(result.caught for result in results))
+    return int(any(result.verdict in ("violated", "error") for result in results))
 
 
 def _check_analyse(options: argparse.Namespace) -> None:

@@ -235,7 +235,7 @@ def sweep(
     with Progress(f"sweep {scenario_name(scenario)}", 0, len(points), shown, "run") as bar:
         costs = [s.n_particles * s.n_replicas * s.n_steps for s in checked]
         try:
-            found = run_all(runs, costs, n_workers, runs.name, bar.at)
+            found = run_all(runs, costs, n_workers, runs.name, lambda count, index, result: bar.at(count))
         except KeyboardInterrupt as stop:
             if folder is None:
                 raise

@@ -24,6 +24,7 @@ from typing import Any
 PATIENCE = 30.0
 
 Task = Callable[[int], Any]
+Done = Callable[[int, int, Any], None]
 
 
 class WorkerDied(RuntimeError):
@@ -35,7 +36,7 @@ def run_all(
     costs: Sequence[float],
     n_workers: int,
     name: Callable[[int], str],
-    done: Callable[[int], None] = lambda count: None,
+    done: Done = lambda count, index, result: None,
 ) -> list[Any]:
     """[task(0), task(1), ...] by `n_workers` processes, the costliest first.
 
@@ -44,7 +45,7 @@ def run_all(
         costs: of each task, in any unit.
         n_workers: number of processes, among which torch's threads are shared out; 1: this one, task after task.
         name: of a task, for errors.
-        done: called with the number of results so far.
+        done: called after each task with the number of results so far, the task's index and its result.
 
     Raises:
         TypeError: the task cannot be sent to another process.
@@ -66,7 +67,7 @@ def run_all(
             for worker in workers.ready():
                 index, answer = worker.answer(name)
                 results[index] = answer
-                done(len(results))
+                done(len(results), index, answer)
                 if waiting:
                     worker.take(waiting.pop())
     return [results[k] for k in range(len(costs))]
@@ -86,15 +87,15 @@ def at_least_one(name: str, value: Any) -> int:
     return value
 
 
-def _one_after_another(task: Task, n: int, name: Callable[[int], str], done: Callable[[int], None]) -> list[Any]:
-    results = []
+def _one_after_another(task: Task, n: int, name: Callable[[int], str], done: Done) -> list[Any]:
+    results: list[Any] = []
     for k in range(n):
         try:
             results.append(task(k))
         except Exception as error:
             error.add_note(f"at {name(k)}")
             raise
-        done(len(results))
+        done(len(results), k, results[-1])
     return results
 
 

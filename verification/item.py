@@ -120,7 +120,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """The worst: "error"; "violated", a claim, or a misprint that holds; "hypothesis fails", of a claim; "holds"."""
+        """The worst of "error", "violated" (a claim; a misprint that holds), "hypothesis fails" and "holds"."""
         missed = [f for f in self.findings if not f.met]
         if self.error or not self.findings:
             return "error"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mfsde import provenance
-from mfsde.analysis.check import HOLDS, VIOLATED
+from mfsde.analysis.check import ERRORS, HOLDS, ROUNDING, VIOLATED, Check
 
 from .catalogue import DOCUMENTS, items
 from .item import Finding, Item, Result
@@ -17,7 +17,7 @@ NAME, VALUE, REFERENCE = 52, 34, 15  # widths of the columns
 
 
 def table(results: Sequence[Result]) -> str:
-    """A line for each item and each of its checks, and the count of verdicts."""
+    """Lines for each item and its checks, and the count of verdicts."""
     return "\n".join([*(rows(result) for result in results), "", summary(results)])
 
 
@@ -40,21 +40,22 @@ def summary(results: Sequence[Result]) -> str:
     return f"{len(results)} items, {n_checks} checks: {told}; {sum(r.seconds for r in results):.0f} s of work"
 
 
-def self_test(results: Sequence[Result]) -> str:
-    """A line for each planted fault: the check that caught it, or none."""
-    known, lines = items(), []
-    for result in results:
-        caught = [f.check for f in result.findings if f.expected == HOLDS and f.check.verdict == VIOLATED]
-        fault = known[result.name].fault
-        if caught:
-            worst = max(caught, key=lambda check: abs(check.margin) / max(_slack(check), 1e-300))
-            by = f"{worst.name}: {_number(worst.lhs)} against {_number(worst.rhs)}"
-            lines.append(f"caught  {result.name}: {fault}\n        by {by}")
-        else:
-            lines.append(f"MISSED  {result.name}: {fault}{'; ' + result.error if result.error else ''}")
+def self_test_row(result: Result) -> str:
+    """The planted fault of an item, and the check that caught it, or none."""
+    fault = items()[result.name].fault
+    caught = [f.check for f in result.findings if f.expected == HOLDS and f.check.verdict == VIOLATED]
+    if not caught:
+        return f"MISSED  {result.name}: {fault}{'; ' + result.error if result.error else ''}"
+    clearest = max(caught, key=lambda check: abs(check.margin) / max(_slack(check), abs(check.rhs) * ROUNDING))
+    numbers = f"{_number(clearest.lhs)} against {_number(clearest.rhs)}"
+    return f"caught  {result.name}: {fault}\n        by {clearest.name}: {numbers} ({result.seconds:.1f} s)"
+
+
+def caught(results: Sequence[Result]) -> str:
+    """How many planted faults were caught, and which were missed."""
     missed = [result.name for result in results if not result.caught]
-    end = f"{len(results) - len(missed)} of {len(results)} planted faults caught"
-    return "\n".join([*lines, "", end + (f"; missed: {', '.join(missed)}" if missed else "")])
+    told = f"{len(results) - len(missed)} of {len(results)} planted faults caught"
+    return told + (f"; missed: {', '.join(missed)}" if missed else "")
 
 
 def as_json(results: Sequence[Result], **settings: Any) -> str:
@@ -95,17 +96,18 @@ def page() -> str:
 PAGE = """\
 # The statements, and what verifies them
 
-Every statement of the four source documents that this software uses, once: as it is true, with its hypotheses, its place, what the
-document prints where that is wrong, and the fault that its check is known to catch. The name in front is that of the check:
+Every statement of the four source documents that this software uses, once: as it is true, with its hypotheses, its
+place, what the document prints where that is wrong, and the fault that its check is known to catch. The name in front
+is that of the check:
 
-    mfsde verify NAME ...           # measured values with intervals, against what is stated; --quick for a first look
+    mfsde verify NAME ...           # measured values with intervals beside what is stated; --quick for a first look
     mfsde verify 001                # all of a document
     mfsde verify --self-test        # plant every fault: each must be caught
 
-Conventions: dX = b dt + σ dW, T = σ²/2 = 1/β, H(m) = KL(m | g) with g = e^{−U} normalised, V^σ(m) = F(m) + T·H(m);
-D_mF(m, x) = ∇_x δF/δm(m, x). A check compares a number with its standard error over replicas: an identity is violated beyond 3
-standard errors and the declared discretisation error, an inequality below −3 of them. "hypothesis fails" is a verdict of its own.
-This page is written by `make theory` from `verification/`.
+Conventions: dX = b dt + σ dW, T = σ²/2 = 1/β, H(m) = KL(m | g) with g = e^{−U} normalised, V^σ(m) = F(m) + T·H(m),
+D_mF(m, x) = ∇_x δF/δm(m, x). A number is compared with its standard error over replicas: an identity is violated beyond
+3 standard errors plus the declared discretisation error, an inequality where it fails by more than that. "hypothesis
+fails" is a verdict of its own. This page is written by `make theory` from `verification/`.
 """
 
 
@@ -151,8 +153,8 @@ def _as_object(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _slack(check: Any) -> float:
-    return 3 * float(check.stderr) + float(check.discretisation)
+def _slack(check: Check) -> float:
+    return ERRORS * check.stderr + check.discretisation
 
 
 def _number(value: float) -> str:

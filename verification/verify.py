@@ -21,7 +21,7 @@ def verify(
     quick: bool = False,
     faulty: bool = False,
     workers: int = 1,
-    done: Callable[[int], None] = lambda count: None,
+    found: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
     """Measures items and compares them with what they state.
 
@@ -30,7 +30,7 @@ def verify(
         quick: fewer particles, replicas and steps: the same claims, with wider intervals.
         faulty: with the planted faults, each of which must be `caught`.
         workers: processes that share the items; every one computes on one thread.
-        done: called with the number of results so far.
+        found: called with each result, as soon as it is there.
 
     Returns:
         One result for each item, in the order of the catalogue or of the names.
@@ -44,15 +44,18 @@ def verify(
     task = functools.partial(_measure, tuple(wanted), quick, faulty)
     # Long items first, so that no process is left alone with one at the end.
     costs = [items()[name].cost for name in wanted]
-    found: list[Result] = run_all(task, costs, at_least_one("workers", workers), wanted.__getitem__, done)
-    return found
+    results: list[Result] = run_all(
+        task, costs, at_least_one("workers", workers), wanted.__getitem__, lambda count, index, result: found(result)
+    )
+    return results
 
 
 def dataset(results: Sequence[Result]) -> xr.Dataset:
-    """One row for each check: dims (check,) and (item,), coordinates item_of, name, expected, relation.
+    """A row for each check and one for each item.
 
-    Variables: measured, low, high, reference (the value or bound of the statement), margin, stderr, discretisation, verdict
-    over checks; item_verdict, seconds over items. Strings are numpy's, so that it can be stored.
+    Over `check`: measured with its interval low, high; reference, the value or bound of the statement; margin, stderr,
+    discretisation; verdict, expected, relation, check_name, item_of_check. Over `item`: item_verdict, seconds, and the
+    coordinates source, statement.
     """
     rows = [(result.name, finding, *finding.interval) for result in results for finding in result.findings]
     checks = [finding.check for _, finding, _, _ in rows]
