@@ -101,22 +101,30 @@ def test_a_name_of_the_limit_is_the_function_and_not_its_module():
 
 @pytest.mark.parametrize(("library", "home"), [("torchsde", "solver"), ("zarr", "store"), ("ot", "wasserstein")])
 def test_a_library_is_known_to_one_file(library, home):
-    for folder in ("mfsde", "scenarios", "analysis"):
+    for folder in ("mfsde", "scenarios", "analysis", "verification"):
         for file in (ROOT / folder).rglob("*.py"):
             known = any(module.split(".")[0] == library for module, _ in imports(file))
             assert not known or file.stem == home, f"{file} imports {library}"
 
 
-def test_the_engine_knows_neither_scenarios_nor_analysis():
-    for file in (ROOT / "mfsde").rglob("*.py"):
+@pytest.mark.parametrize(
+    ("folder", "unknown"),
+    [
+        ("mfsde", "scenarios|analysis|verification"),
+        ("scenarios", "analysis|verification"),
+        ("analysis", "scenarios|verification"),
+    ],
+)
+def test_a_folder_knows_nothing_of_what_stands_on_it(folder, unknown):
+    for file in (ROOT / folder).rglob("*.py"):
         if file.name != "cli.py":
-            assert not any(re.search(r"\b(scenarios|analysis)\b", module) for module, _ in imports(file)), file
+            assert not any(re.search(rf"\b({unknown})\b", module) for module, _ in imports(file)), file
 
 
 def test_every_sub_package_is_listed():
     listed = set(PYPROJECT["tool"]["setuptools"]["packages"])
     mapping = PYPROJECT["tool"]["setuptools"]["package-dir"]
-    folders = {"mfsde": "mfsde", "mfsde.scenarios": "scenarios", "mfsde.analysis": "analysis"}
+    folders = {"mfsde": "mfsde"} | {f"mfsde.{name}": name for name in ("scenarios", "analysis", "verification")}
     assert mapping == folders
     found = set()
     for package, folder in folders.items():
@@ -159,7 +167,7 @@ def test_an_installed_wheel_imports_and_runs_from_another_directory(tmp_path, co
         pytest.skip("no C compiler here")
     source = tmp_path / "source"
     kept = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in ("mfsde", "scenarios", "analysis"):
+    for name in ("mfsde", "scenarios", "analysis", "verification"):
         shutil.copytree(ROOT / name, source / name, ignore=kept)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
