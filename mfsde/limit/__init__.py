@@ -6,6 +6,7 @@
   * `moments`: mean and covariance where they close, in any d; `gaussian_limit` makes a scenario's `limit` of them.
 * `gibbs`, `gibbs_all`: stationary laws; `branch`, `critical`: along a parameter.
 * `jko`: proximal steps in W₂, in relative entropy, or both; `gaussian_step` is the closed form.
+* `sparse_measure`, `sparse_measure_over`: the global minimum over signed measures of neurons, with its duality gap.
 * `flow`, `law_at`: a limit Dataset as a law at any time; `GridLaw`: a law on a grid.
 
 Imported as a whole: a name here is the function, not the module of the same name.
@@ -14,6 +15,8 @@ Imported as a whole: a name here is the function, not the module of the same nam
 from .branches import branch as branch
 from .branches import critical as critical
 from .characteristics import characteristics as characteristics
+from .convex import sparse_measure as sparse_measure
+from .convex import sparse_measure_over as sparse_measure_over
 from .evolution import evolve as evolve
 from .fixed_points import StationaryLaw as StationaryLaw
 from .flow import flow as flow
