@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from .mixture_birth_death import GaussianMixture as GaussianMixture
     from .moving_wall import MovingWall as MovingWall
     from .online_gaussians import OnlineGaussians as OnlineGaussians
+    from .planted_network import PlantedNetwork as PlantedNetwork
     from .rank_based import RankBased as RankBased
     from .reflected_interaction import ReflectedInteraction as ReflectedInteraction
     from .sparse_spikes import SparseSpikes as SparseSpikes
     from .stein import SteinVariational as SteinVariational
+    from .student_teacher import StudentTeacher as StudentTeacher
     from .two_layer_network import TwoLayerNetwork as TwoLayerNetwork
     from .two_populations import TwoPopulations as TwoPopulations
     from .variable_selection import VariableSelection as VariableSelection
@@ -73,6 +75,11 @@ BUILT_IN = {
     "SparseSpikes": (
         "sparse_spikes",
         "sparse deconvolution on the torus, a non-smooth particle gradient flow",
+    ),
+    "StudentTeacher": ("student_teacher", "ReLU network learning another one, arc-cosine loss, births and deaths"),
+    "PlantedNetwork": (
+        "planted_network",
+        "two-layer networks fitted to a planted one: homogeneous neurons, non-smooth regularisers",
     ),
     "OnlineGaussians": (
         "online_gaussians",
