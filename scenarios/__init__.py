@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .rank_based import RankBased as RankBased
     from .reflected_interaction import ReflectedInteraction as ReflectedInteraction
     from .sparse_spikes import SparseSpikes as SparseSpikes
+    from .spherical_spin import SphericalSpin as SphericalSpin
     from .stein import SteinVariational as SteinVariational
     from .student_teacher import StudentTeacher as StudentTeacher
     from .two_layer_network import TwoLayerNetwork as TwoLayerNetwork
@@ -81,6 +82,7 @@ BUILT_IN = {
         "planted_network",
         "two-layer networks fitted to a planted one: homogeneous neurons, non-smooth regularisers",
     ),
+    "SphericalSpin": ("spherical_spin", "the spherical 3-spin energy learnt by a network, a fresh batch a step"),
     "OnlineGaussians": (
         "online_gaussians",
         "SGD of a network telling two Gaussians apart, a fresh sample a step",

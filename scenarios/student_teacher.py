@@ -159,7 +159,8 @@ class StudentTeacher(GradientFlow):
         """k(a, b) of all pairs, (..., M, d), (..., N, d) -> (..., M, N); differentiable, also where a = ±b."""
         norms = a.norm(dim=-1).unsqueeze(-1) * b.norm(dim=-1).unsqueeze(-2)
         cosines: Tensor = ArcCosine.apply(directions(a) @ directions(b).mT)  # type: ignore[no-untyped-call]
-        return norms.mul(self.length**2 / self.data_dim) * cosines
+        scaled: Tensor = cosines * norms
+        return scaled * (self.length**2 / self.data_dim)
 
     def field(self, mu: EmpiricalMeasure, z: Tensor) -> tuple[Tensor, Tensor]:
         """G and ∇G at places z, (..., M, d) -> (..., M), (..., M, d), in blocks of rows; half the slope at z = 0."""
