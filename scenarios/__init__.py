@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .black_scholes import BlackScholes as BlackScholes
     from .common_noise_ou import CommonNoiseOU as CommonNoiseOU
     from .consensus import ConsensusBased as ConsensusBased
     from .correlated_noise import CorrelatedLinear as CorrelatedLinear
     from .cucker_smale import CuckerSmale as CuckerSmale
     from .curie_weiss import CurieWeiss as CurieWeiss
+    from .deep_network import DeepNetwork as DeepNetwork
     from .double_well import DoubleWell as DoubleWell
     from .gaussian_langevin import GaussianLangevin as GaussianLangevin
     from .granular_media import GranularMedia as GranularMedia
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .mixture_birth_death import GaussianMixture as GaussianMixture
     from .moving_wall import MovingWall as MovingWall
     from .online_gaussians import OnlineGaussians as OnlineGaussians
+    from .online_variable_selection import OnlineVariableSelection as OnlineVariableSelection
     from .planted_network import PlantedNetwork as PlantedNetwork
     from .rank_based import RankBased as RankBased
     from .reflected_interaction import ReflectedInteraction as ReflectedInteraction
@@ -88,6 +91,12 @@ BUILT_IN = {
         "SGD of a network telling two Gaussians apart, a fresh sample a step",
     ),
     "IsotropicGaussians": ("isotropic_gaussians", "network telling two Gaussians apart, reduced to norms of weights"),
+    "OnlineVariableSelection": (
+        "online_variable_selection",
+        "SGD of a ReLU network selecting variables, a fresh sample a step",
+    ),
+    "BlackScholes": ("black_scholes", "correlated geometric Brownian motions, prices by Feynman-Kac (d any)"),
+    "DeepNetwork": ("deep_network", "mean-field Langevin training of a mean of deep networks on a small regression"),
     "VariableSelection": ("variable_selection", "ReLU network selecting variables, reduced to (a, b, r1, r2)"),
 }
 

@@ -23,7 +23,7 @@ SCENARIOS = {name: getattr(mfsde.scenarios, name) for name in BUILT_IN}
 # Diffusions that are no number.
 FORMS = {
     **dict.fromkeys(["MeanFieldGBM", "CuckerSmale", "TwoPopulations", "ConsensusBased"], "diagonal"),
-    **dict.fromkeys(["CorrelatedLinear", "KineticDoubleWell"], "general"),
+    **dict.fromkeys(["CorrelatedLinear", "KineticDoubleWell", "BlackScholes"], "general"),
 }
 every_scenario = pytest.mark.parametrize("cls", SCENARIOS.values(), ids=SCENARIOS)
 
