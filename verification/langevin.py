@@ -1,0 +1,520 @@
+"""Mean-field Langevin dynamics (Szpruch): the particle system, its free energy, its minimiser, convergence to it.
+
+T = σ²/2, V(m) = F(m) + T KL(m | e^{-U}). Two flows: `GaussianLangevin`, in closed form, and `Observed`, which is convex
+and not Gaussian.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy import optimize
+from scipy.integrate import simpson
+from torch import Tensor
+
+import mfsde
+from mfsde import EmpiricalMeasure, Energy, Gaussian, limit
+from mfsde.analysis import theory
+from mfsde.analysis.check import identity, inequality
+from mfsde.model import with_methods
+from mfsde.scenarios import GaussianLangevin
+
+from .item import Finding, claim, item, misprint
+
+FLOAT64 = torch.float64
+LOG_ROOT_TURN = 0.5 * math.log(2 * math.pi)
+
+
+# The particle system
+
+
+@item(
+    source="001, (1), Derivation of MFLD I-II, Definitions 1-2",
+    statement="dX^i = −(N ∂_{x_i}F^N(X) + T∇U(X^i)) dt + σ dW^i, N ∂_{x_i}F^N(x) = D_mF(m^N, x_i), D_mF = ∇ δF/δm, "
+    "∫ δF/δm(m, ·) dm = 0",
+    hypotheses=("F differentiable in the measure", "U with Lipschitz gradient (Assumption 2)"),
+    misprints=(
+        "gradient descent prints τ ∇_{x_i} F^N; it is τ N ∂_{x_i} F^N, or the force vanishes with N",
+        "gradient descent prints the regulariser U(x)² for U(x) = |x|²",
+        "noisy gradient descent prints (σ²/2) ∇U without its step τ",
+    ),
+    fault="the force is ∂_{x_i} F^N in place of N ∂_{x_i} F^N",
+)
+def particle_system(quick: bool, faulty: bool) -> Iterator[Finding]:
+    """Euler's own moments at finite N, exactly; derivatives against hand-written ones; the printed recursions."""
+    case = GaussianLangevin(kappa=1.5, target=(-1.0,), stiffness=2.0)
+    n, step = 10, 0.05
+    settings = {"n_particles": n, "n_replicas": 1000 if quick else 20_000, "dt": step, "seed": 0, "dtype": FLOAT64}
+    weak = WithoutN(**asdict(case), n=n)
+    run = mfsde.simulate(weak if faulty else case, horizon=1.0, **settings)
+    mean, of_mean, within = euler_moments(case, n, step, 20)
+    label = f"N = {n}, R = {settings['n_replicas']}, dt = {step}, t = 1"
+    yield claim(identity(f"E mean, {label}", centre(run), np.full(len(centre(run)), mean)))
+    squared = n * (centre(run) - mean) ** 2
+    yield claim(identity(f"N Var(mean), {label}", squared, np.full(len(squared), of_mean)))
+    yield claim(identity(f"E (1/N) Σ(X − mean)², {label}", spread(run), np.full(len(squared), within)))
+    printed = mfsde.simulate(weak, horizon=1.0, **settings)
+    yield misprint(identity(f"force ∂F^N without N: E mean, {label}", centre(printed), np.full(len(squared), mean)))
+
+    yield from _derivatives(case)
+    yield from _printed_recursions(quick)
+
+
+def _derivatives(case: GaussianLangevin) -> Iterator[Finding]:
+    """D_mF automatically, by hand and as N ∂F^N, each along one direction; the normalisation of δF/δm."""
+    generator = torch.Generator().manual_seed(0)
+    network = Network()
+    target = torch.tensor(case.target, dtype=FLOAT64)
+    forces: tuple[tuple[Any, Callable[[Tensor], Tensor], int, str], ...] = (
+        (case.energy, lambda x: case.kappa * (x.mean(0) - target).expand_as(x), 1, "½κ(mean − a)²"),
+        (network.energy, network.force, network.dim, "risk of a network"),
+    )
+    for energy, by_hand, dim, name in forces:
+        theta, along = torch.randn(2, 50, dim, generator=generator, dtype=FLOAT64)
+        mu = EmpiricalMeasure(theta)
+        automatic = float((energy.intrinsic_derivative(mu, theta) * along).sum())
+        written = float((by_hand(theta) * along).sum())
+        yield claim(identity(f"D_mF·v automatically, {name}", automatic, written))
+        x = theta.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(energy(EmpiricalMeasure(x)), x)
+        yield claim(identity(f"N ∂F^N·v, N = {len(x)}, {name}", len(x) * float((slope * along).sum()), automatic))
+        values = energy.functional_derivative(mu, theta)
+        room = 1e-12 * float(values.abs().max())
+        yield claim(identity(f"∫ δF/δm dm, {name}", float(values.mean()), 0.0, discretisation=room))
+
+
+def _printed_recursions(quick: bool) -> Iterator[Finding]:
+    """The stationary variance of noisy gradient descent with U = |x|², and of the recursions as printed."""
+    case, step, n = GaussianLangevin(kappa=1.5, target=(0.0,), stiffness=2.0, initial_mean=(0.0,)), 0.05, 50
+    settings = {"n_particles": n, "n_replicas": 200 if quick else 2000, "horizon": 5.0, "dt": step, "seed": 0}
+    rate = 0.5 * case.sigma**2 * case.stiffness
+    exact = (1 - 1 / n) * case.sigma**2 / (rate * (2 - rate * step))
+    forms = {
+        "τ(σ²/2)∇U, as is right": case,
+        "(σ²/2)∇U as printed, without τ": PrintedRegulariser(**asdict(case), regularisation=1 / step),
+        "τ(σ²/2)∇U² as printed": PrintedRegulariser(**asdict(case), power=2),
+    }
+    for told, form in forms.items():
+        found = spread(mfsde.simulate(form, **settings))
+        check = identity(f"stationary variance, {told}, τ = {step}", found, np.full(len(found), exact))
+        yield claim(check) if form is case else misprint(check)
+
+
+@dataclass(frozen=True)
+class WithoutN(GaussianLangevin):
+    """The Gaussian flow whose force is ∂_{x_i}F^N, 1/n of what it is to be."""
+
+    n: int = 1
+
+    def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        """-(D_mF/n + T∇U)."""
+        return -self.kappa * (mu.mean() - self._target(x)) / self.n - 0.5 * self.sigma**2 * self.stiffness * x
+
+
+@dataclass(frozen=True)
+class PrintedRegulariser(GaussianLangevin):
+    """The Gaussian flow with the regulariser c|x|^{2p}, U = |x|² at stiffness 2."""
+
+    regularisation: float = 1.0
+    power: int = 1
+
+    def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        """-(D_mF + T c ∇|x|^{2p})."""
+        slope = 2 * self.power * x * x.square().sum(-1, keepdim=True) ** (self.power - 1)
+        return -self.kappa * (mu.mean() - self._target(x)) - 0.5 * self.sigma**2 * self.regularisation * slope
+
+
+def euler_moments(case: GaussianLangevin, n: int, step: float, n_steps: int) -> tuple[float, float, float]:
+    """E mean, N Var(mean), E (1/N) Σ(X - mean)² of n particles after Euler steps, d = 1."""
+    slow, fast = 0.5 * case.sigma**2 * case.stiffness, case.kappa + 0.5 * case.sigma**2 * case.stiffness
+    mean, of_mean, own = case.initial_mean[0], case.initial_variance, case.initial_variance
+    for _ in range(n_steps):
+        mean += step * (case.kappa * case.target[0] - fast * mean)
+        of_mean = (1 - step * fast) ** 2 * of_mean + case.sigma**2 * step
+        own = (1 - step * slow) ** 2 * own + case.sigma**2 * step
+    return mean, of_mean, (1 - 1 / n) * own
+
+
+def centre(run: xr.Dataset) -> np.ndarray:
+    """Mean of the particles at the last time, one per replica, d = 1."""
+    return run["position"].values[-1, ..., 0].astype(float).mean(-1)
+
+
+def spread(run: xr.Dataset) -> np.ndarray:
+    """Their variance, by 1/N."""
+    return run["position"].values[-1, ..., 0].astype(float).var(-1)
+
+
+# Dissipation
+
+
+@item(
+    source="001, Theorem 3",
+    statement="V(m_t) − V(m_s) = −∫_s^t ∫ |D_mF + T∇log m_r + T∇U|² dm_r dr, T = σ²/2",
+    hypotheses=(
+        "U confining with ∇U Lipschitz (Assumption 2)",
+        "D_mF bounded and Lipschitz (Assumption 5)",
+        "s > 0 or m_0 with a density of finite Fisher information",
+    ),
+    fault="the functional's σ is 1.3 times that of the flow",
+)
+def dissipation(quick: bool, faulty: bool) -> Iterator[Finding]:
+    """In closed form, by the Fokker-Planck equation, by particles."""
+    factor = 1.3 if faulty else 1.0
+    case = GaussianLangevin(sigma=0.9)
+    functional = replace(case, sigma=factor * case.sigma)
+    found = theory.free_energy_dissipation(functional, case.limit, start=0.05, stop=2.0)
+    yield claim(replace(found, name="V(m_2) − V(m_0.05), Gaussian flow in closed form"))
+    settings = {"n_replicas": 8 if quick else 32, "seed": 0, "save_every": 5}
+    run = mfsde.simulate(case, n_particles=500 if quick else 4000, horizon=2.0, dt=0.01, **settings)
+    told = f"particles, N = {run.sizes['particle']}, R = {run.sizes['replica']}"
+    plugged = theory.free_energy_dissipation(functional, run)
+    yield claim(replace(plugged, name=f"V(m_2) − V(m_0), Gaussian flow, {told}"))
+
+    case = Observed(wells=1.2, sigma=1.2, kappa=2.0)
+    functional = replace(case, sigma=factor * case.sigma)
+    times = np.linspace(0, 2, 41 if quick else 81)
+    flow = limit.fokker_planck(case, None, times, n_nodes=161 if quick else 321)
+    laws = [limit.law_at(flow, t) for t in times]
+    values = np.array([theory.free_energy(functional, law) for law in laws])
+    spent = np.array([theory.dissipation(functional, law) for law in laws])
+    whole, halved = (simpson(spent[::c], x=times[::c]) for c in (1, 2))
+    declared = abs(whole - halved)
+    name = "V(m_2) − V(m_0), ½κ(∫tanh dm − y)² in two wells, Fokker–Planck"
+    yield claim(identity(name, values[-1] - values[0], -whole, discretisation=declared))
+    run = mfsde.simulate(case, n_particles=500 if quick else 4000, horizon=2.0, dt=0.01, **settings)
+    found = theory.free_energy_dissipation(functional, run, law=limit.flow(flow))
+    yield claim(replace(found, name=f"V(m_2) − V(m_0), two wells, {told}"))
+
+
+# The limit σ → 0
+
+
+@item(
+    source="001, Proposition 3",
+    statement="F(m^{*,σ}) → inf F and V^σ(m^{*,σ}) → inf F as σ → 0",
+    hypotheses=("F weakly continuous and convex", "U of quadratic growth"),
+    fault="m^{*,σ} is the Gibbs law of δF/δm/σ² in place of 2δF/δm/σ²",
+)
+def gamma_limit(quick: bool, faulty: bool) -> Iterator[Finding]:
+    """A target in reach, one out of reach, and the Gaussian case; limits and orders from the constrained problem."""
+    factor = math.sqrt(2) if faulty else 1.0
+    sigmas = tuple(2.0**-k for k in range(1, 5 if quick else 7))
+
+    def minimiser(case: Any, start: Any = None) -> limit.StationaryLaw:
+        return limit.gibbs(replace(case, sigma=factor * case.sigma), start=start, tolerance=1e-8)
+
+    yield from _in_reach(sigmas, minimiser)
+    yield from _out_of_reach(sigmas, minimiser)
+
+    base = GaussianLangevin(kappa=1.0, stiffness=1.0)
+    least, whole = [], []
+    law = None
+    for sigma in (*sigmas, sigmas[-1] / 2):
+        case, t = replace(base, sigma=sigma), 0.5 * sigma**2
+        law = minimiser(case, law)  # from afar the field, divided by T, leaves every grid
+        least.append(float(case.energy(law.as_measure())))
+        whole.append(theory.free_energy(case, law))
+        pull = t * base.stiffness / (base.kappa + t * base.stiffness)
+        exact = 0.5 * base.kappa * (pull * base.target[0]) ** 2
+        yield claim(identity(f"F(m*), Gaussian, σ = {sigma:g}", least[-1], exact, discretisation=1e-7 * exact))
+    for what, values, order in (("F", least, 4.0), ("V", whole, 2.0)):
+        # κT²/(κ + kT)²: the order differs by O(T), a quarter of it at half of σ.
+        orders = np.log2(np.array(values[:-1]) / values[1:])
+        name = f"order in σ of {what}(m*) − inf F, Gaussian, σ = {sigmas[-1]:g} → {sigmas[-1] / 2:g}"
+        left = abs(float(orders[-1] - orders[-2]))
+        yield claim(identity(name, float(orders[-1]), order, discretisation=left))
+
+
+def _in_reach(sigmas: tuple[float, ...], minimiser: Callable[..., limit.StationaryLaw]) -> Iterator[Finding]:
+    """Inf F = 0 at the laws with ∫tanh = y; m* tends to the one of least entropy, ∝ e^{λ tanh - U}."""
+    base = Observed(target=0.5)
+    tilt = optimize.brentq(lambda a: tilted(base, a)[0] - base.target, 0.0, 20.0, xtol=1e-14)
+    least = tilted(base, tilt)[1]
+    found: list[tuple[float, float]] = []
+    for sigma in sigmas:
+        case, t = replace(base, sigma=sigma), 0.5 * sigma**2
+        law = minimiser(case)
+        value, whole = float(case.energy(law.as_measure())), theory.free_energy(case, law)
+        found.append((value, whole))
+        scale = case.kappa / t
+
+        def excess(a: float, scale: float = scale) -> float:
+            return a - scale * (base.target - tilted(base, a)[0])
+
+        solved = float(optimize.brentq(excess, 0.0, 20.0, xtol=1e-14))
+        exact = 0.5 * (t * solved) ** 2 / case.kappa
+        name = f"F(m*), y = {base.target:g}, σ = {sigma:g}"
+        yield claim(identity(name, value, exact, discretisation=1e-7 * exact))
+        # F(m*) <= V(m*) <= V of the law of least entropy on which F = 0.
+        yield claim(inequality(f"V(m*) ≤ T min KL on argmin F, σ = {sigma:g}", whole, t * least))
+    t = 0.5 * np.square(sigmas)
+    for what, values, end in (
+        ("F(m*)/T²", [f for f, _ in found] / t**2, tilt**2 / (2 * base.kappa)),
+        ("V(m*)/T", [v for _, v in found] / t, least),
+    ):
+        # Both differ from their limits by a series in T, a quarter of σ ↦ σ/2.
+        better = (4 * values[-1] - values[-2]) / 3
+        left = abs(better - (4 * values[-2] - values[-3]) / 3)
+        yield claim(identity(f"{what} as σ → 0, y = {base.target:g}", better, end, discretisation=left))
+
+
+def _out_of_reach(sigmas: tuple[float, ...], minimiser: Callable[..., limit.StationaryLaw]) -> Iterator[Finding]:
+    """Inf F = ½κ(|y| - 1)², attained by no law: neurons run to infinity, slowly."""
+    base = Observed(target=1.5, kappa=2.0)
+    lowest = 0.5 * base.kappa * (base.target - 1) ** 2
+    before = math.inf
+    for sigma in sigmas:
+        case = replace(base, sigma=sigma)
+        law = minimiser(case)
+        value = float(case.energy(law.as_measure()))
+        trial = min(theory.free_energy(case, Gaussian([at], 0.3)) for at in np.linspace(0, 4, 17))
+        name = f"F(m*) − inf F ≤ V(trial) − inf F, y = {base.target:g}, σ = {sigma:g}"
+        yield claim(inequality(name, value - lowest, trial - lowest))
+        yield claim(inequality(f"inf F ≤ F(m*), y = {base.target:g}, σ = {sigma:g}", lowest, value))
+        if math.isfinite(before):
+            yield claim(inequality(f"F(m*) falls with σ, σ = {sigma:g}", value, before))
+        before = value
+
+
+def tilted(case: Observed, tilt: float) -> tuple[float, float]:
+    """∫tanh dp and KL(p | e^{-U}) for p ∝ e^{a tanh - U}, by the trapezoidal rule."""
+    x = torch.linspace(-12, 12, 4001, dtype=FLOAT64)
+    feature, log_weight = torch.tanh(x), tilt * torch.tanh(x) - case.confinement(x.unsqueeze(-1))
+    log_z = float(torch.logsumexp(log_weight, 0)) + math.log(float(x[1] - x[0]))
+    p = torch.softmax(log_weight, 0)
+    mean = float(p @ feature)
+    return mean, tilt * mean - log_z
+
+
+@dataclass(frozen=True)
+class Observed(mfsde.MeanFieldLangevin):
+    """F(m) = ½κ(∫tanh dm - y)², e^{-U} = ½N(-a, 1) + ½N(a, 1): convex F, on the line.
+
+    ∇U = x - a tanh(ax), so that 1 - a² <= U'' <= 1 and x·∇U >= ½x² - ½a²; |D_mF| <= κ(1 + |y|), C_F = κ(1 + |y|).
+
+    Args:
+        kappa: κ.
+        target: y; in reach for |y| < 1.
+        wells: a; U is convex for a <= 1, |x|²/2 for 0.
+        sigma: σ.
+        initial_mean: of the initial law, a Gaussian.
+        initial_variance: likewise.
+
+    """
+
+    kappa: float = 1.0
+    target: float = 0.5
+    wells: float = 0.0
+    sigma: float = 1.0
+    initial_mean: float = -1.0
+    initial_variance: float = 0.5
+
+    @cached_property
+    def energy(self) -> Energy:
+        """½κ(∫tanh dm - y)²."""
+        return Energy(
+            lambda mu: 0.5 * self.kappa * (mu.integrate(lambda x: torch.tanh(x).sum(-1)) - self.target).square()
+        )
+
+    def drift(self, t: float, x: Tensor, mu: EmpiricalMeasure) -> Tensor:
+        """-(κ(∫tanh dm - y) sech²(x) + T ∇U(x)), by hand."""
+        off = self.kappa * (mu.integrate(torch.tanh).unsqueeze(-2) - self.target)
+        return -(off / torch.cosh(x).square() + 0.5 * self.sigma**2 * self.confinement_gradient(x))
+
+    def confinement(self, x: Tensor) -> Tensor:
+        """U(x) = ½x² + ½a² - log cosh(ax) + ½ log 2π."""
+        ax = self.wells * x[..., 0].abs()
+        log_cosh = ax + torch.log1p(torch.exp(-2 * ax)) - math.log(2)
+        return 0.5 * x[..., 0].square() + 0.5 * self.wells**2 - log_cosh + LOG_ROOT_TURN
+
+    def confinement_gradient(self, x: Tensor) -> Tensor:
+        """∇U(x) = x - a tanh(ax)."""
+        return x - self.wells * torch.tanh(self.wells * x)
+
+    def initial(self) -> Gaussian:
+        """N(initial_mean, initial_variance)."""
+        return Gaussian([self.initial_mean], self.initial_variance)
+
+    @property
+    def lipschitz(self) -> float:
+        """C_F."""
+        return self.kappa * (1 + abs(self.target))
+
+
+# The first-order condition
+
+
+@item(
+    source="001, Proposition 4; 002, (8.5)",
+    statement="δF/δm(m*, ·) + T log m* + T U is constant exactly for m* = argmin V: m* ∝ exp(−(2/σ²) δF/δm(m*, ·) − U)",
+    hypotheses=("F convex, C¹, bounded below (Assumption 1)", "U confining (Assumption 2)", "σ > 0"),
+    misprints=("printed m* ∝ exp(−(2/σ²)(δF/δm + U)), which has U divided by T; the condition above gives e^{−U}",),
+    fault="the noise of the particles is σ²/2 in place of σ",
+)
+def first_order(quick: bool, faulty: bool) -> Iterator[Finding]:
+    """The fixed point, long runs on the line, and the two-layer network: outputs against those of their Gibbs law."""
+    gaussian = GaussianLangevin()
+    well = Observed(wells=1.2, sigma=1.2, kappa=2.0)
+    for case, told in ((gaussian, "Gaussian"), (well, "two wells")):
+        star = limit.gibbs(case)
+        yield claim(replace(theory.first_order(case, star), name=f"Var_m*(δF/δm + T log m* + TU), fixed point, {told}"))
+    mean = gaussian.kappa * gaussian.target[0] / (gaussian.kappa + gaussian.stiffness)
+    printed = Gaussian([mean], 0.5 * gaussian.sigma**2 / gaussian.stiffness)
+    told = "Var of the same for the printed m*, Gaussian"
+    yield misprint(replace(theory.first_order(gaussian, printed), name=told))
+
+    moved = with_methods(well, half_square(well)) if faulty else well
+    run = mfsde.simulate(
+        moved, n_particles=500 if quick else 2000, n_replicas=8 if quick else 32, horizon=12.0, dt=0.02, seed=0,
+        save_every=20,
+    )  # fmt: skip
+    for check in theory.stationarity(well, run, start=6.0):
+        yield claim(replace(check, name=f"{check.name}, N = {run.sizes['particle']}, R = {run.sizes['replica']}"))
+    yield from _network(quick, faulty)
+
+
+def _network(quick: bool, faulty: bool) -> Iterator[Finding]:
+    """The relative residual |f - f[p_f]|/|f[p_f]| over the data, f the outputs of a long run averaged over time,
+    p_f ∝ exp(-δF/δm(f, ·)/T - U).
+
+    One residual for each replica: sampling can only raise its mean.
+    """
+    for case in (Network(), Network(bias=False)):
+        moved = with_methods(case, half_square(case)) if faulty else case
+        n, r = (1000, 8) if quick else (4000, 16)
+        run = mfsde.simulate(moved, n_particles=n, n_replicas=r, horizon=12.0, dt=0.04, seed=0, save_every=10)
+        late = torch.from_numpy(run["position"].sel(time=slice(4.0, None)).values).double()
+        outputs = case.outputs(late).mean(0)
+        images = torch.stack([case.image(f) for f in outputs])
+        apart = ((outputs - images).norm(dim=-1) / images.norm(dim=-1)).numpy()
+        d = f"d = {case.dim}, T = {case.temperature:g}, N = {n}, R = {r}"
+        yield claim(inequality(f"network: |f − f[Gibbs law of f]|/|f| ≤ 5 %, {d}", apart, np.full(r, 0.05)))
+        star = case.fixed_point()
+        apart = ((outputs - star).norm(dim=-1) / star.norm()).numpy()
+        yield claim(inequality(f"network: |f − f*|/|f*| ≤ 5 %, {d}", apart, np.full(r, 0.05)))
+        # That the network has learned: with m* = e^{-U} the condition would say nothing.
+        fitted = float((star - case.targets).norm() / case.targets.norm())
+        yield claim(inequality(f"network: |f* − y|/|y| ≤ ½, d = {case.dim}", fitted, 0.5))
+    law = limit.gibbs(case)
+    yield claim(replace(theory.first_order(case, law), name=f"network: Var_m*(…), fixed point, d = {case.dim}"))
+    mu = law.as_measure()
+    found = float((mu.weights @ case.feature(mu.points, case.inputs)).norm())
+    left = float((star - case.fixed_point(28)).norm())
+    yield claim(identity("network: |f*| by limit.gibbs, d = 2", found, float(star.norm()), discretisation=left))
+
+
+def half_square(case: Any) -> dict[str, Callable[..., float]]:
+    """σ²/2, taken for the noise."""
+    return {"diffusion": lambda t, x, mu: 0.5 * float(case.sigma) ** 2}
+
+
+@dataclass(frozen=True)
+class Network(mfsde.MeanFieldLangevin):
+    """f(z) = scale ∫ β tanh(α·z) dm(α, β) on 16 data (x, sin 2x), z = (x, 1), or x without bias; U that of N(0, I).
+
+    Args:
+        bias: z carries a constant 1: d = 3, otherwise 2.
+        scale: in front of the mean over neurons.
+        sigma: σ.
+
+    """
+
+    bias: bool = True
+    scale: float = 3.0
+    sigma: float = 1.0
+
+    @property
+    def dim(self) -> int:
+        """Parameters of a neuron."""
+        return 3 if self.bias else 2
+
+    @property
+    def temperature(self) -> float:
+        """T."""
+        return 0.5 * self.sigma**2
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """(16, dim - 1)."""
+        x = torch.linspace(-1.5, 1.5, 16, dtype=FLOAT64)
+        return torch.stack([x, torch.ones_like(x)], 1) if self.bias else x[:, None]
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """(16,)."""
+        return 2 * torch.tanh(2 * self.inputs[:, 0]) + (0.5 if self.bias else 0.0)
+
+    @cached_property
+    def feature(self) -> mfsde.Neuron:
+        """Scale β tanh(α·z)."""
+        return mfsde.Neuron("tanh", scale=self.scale)
+
+    @cached_property
+    def energy(self) -> Any:
+        """½ mean (f - y)²."""
+        return mfsde.risk(self.feature, "squared", self.inputs, self.targets)
+
+    def confinement(self, x: Tensor) -> Tensor:
+        """½|θ|² + ½d log 2π."""
+        return 0.5 * x.square().sum(-1) + self.dim * LOG_ROOT_TURN
+
+    def confinement_gradient(self, x: Tensor) -> Tensor:
+        """θ."""
+        return x
+
+    def initial(self) -> Gaussian:
+        """N(0, I)."""
+        return Gaussian([0.0] * self.dim, 1.0)
+
+    def neurons(self, theta: Tensor) -> Tensor:
+        """(..., d) -> (..., 16), written out."""
+        return self.scale * theta[..., -1:] * torch.tanh(theta[..., :-1] @ self.inputs.T)
+
+    def outputs(self, theta: Tensor) -> Tensor:
+        """Outputs on the data.    (..., N, d) -> (..., 16)."""
+        return self.neurons(theta).mean(-2)
+
+    def force(self, theta: Tensor) -> Tensor:
+        """D_mF(m^N, θ_i) = mean_s (f_s - y_s) ∇φ(θ_i, z_s), by hand.    (N, d) -> (N, d)."""
+        off = (self.outputs(theta) - self.targets) / len(self.targets)
+        active = torch.tanh(theta[:, :-1] @ self.inputs.T)
+        inner = (off * (1 - active.square()) * theta[:, -1:]) @ self.inputs
+        return self.scale * torch.cat([inner, (off * active).sum(1, keepdim=True)], 1)
+
+    def image(self, outputs: Tensor, n_nodes: int = 40) -> Tensor:
+        """Outputs of the density ∝ exp(-δF/δm/T - U), δF/δm at the outputs f.    (16,) -> (16,)."""
+        features, log_weights = hermite(self, n_nodes)
+        off = (outputs - self.targets) / len(self.targets)
+        return torch.softmax(log_weights - features @ off / self.temperature, 0) @ features
+
+    def fixed_point(self, n_nodes: int = 40) -> Tensor:
+        """f* by Newton's method on f - image(f), the gradient of a strongly convex function."""
+        f = torch.zeros_like(self.targets)
+        for _ in range(50):
+            residual = f - self.image(f, n_nodes)
+            if float(residual.norm()) < 1e-10:
+                return f
+            slope = torch.eye(len(f), dtype=FLOAT64) - torch.autograd.functional.jacobian(
+                lambda x: self.image(x, n_nodes), f
+            )
+            step = torch.linalg.solve(slope, residual)
+            while float((f - step - self.image(f - step, n_nodes)).norm()) > float(residual.norm()):
+                step = step / 2
+            f = f - step
+        raise RuntimeError("the network's self-consistent outputs were not found; raise sigma.")
+
+
+@cache
+def hermite(case: Network, n_nodes: int) -> tuple[Tensor, Tensor]:
+    """Neurons (n, 16) and log weights (n,) of Gauss-Hermite quadrature against e^{-U}."""
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(n_nodes))
+    theta = torch.cartesian_prod(*[nodes] * case.dim)
+    return case.neurons(theta), torch.cartesian_prod(*[weights.log()] * case.dim).sum(-1)
