@@ -274,7 +274,7 @@ def basket(dim: int, variance: float, quick: bool, faulty: bool) -> Iterator[Fin
     """The call on the mean of d correlated assets: price within its bounds, N·MSE, the power of N."""
     correlation = 0.3
     case = BlackScholes.basket(dim, correlation=correlation)
-    n_replicas, sizes = (200, (64, 256, 1024)) if quick else (400, (64, 256, 1024, 4096))
+    n_replicas, sizes = (200, (32, 128, 512)) if quick else (400, (64, 256, 1024, 4096))
     squares, prices, seconds = {}, np.empty(0), np.empty(0)
     for n in sizes:
         # Half the squared difference of two estimates has the mean of the squared error: no reference is needed.
