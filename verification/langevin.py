@@ -21,12 +21,14 @@ from torch import Tensor
 
 import mfsde
 from mfsde import EmpiricalMeasure, Energy, Gaussian, limit
-from mfsde.analysis import theory
+from mfsde.analysis import contraction as constants
+from mfsde.analysis import rates, theory, wasserstein
 from mfsde.analysis.check import identity, inequality
+from mfsde.analysis.gibbs import proximal
 from mfsde.model import with_methods
-from mfsde.scenarios import GaussianLangevin
+from mfsde.scenarios import CurieWeiss, GaussianLangevin
 
-from .item import Finding, claim, item, misprint
+from .item import Finding, claim, item, misprint, outside
 
 FLOAT64 = torch.float64
 LOG_ROOT_TURN = 0.5 * math.log(2 * math.pi)
@@ -51,7 +53,13 @@ def particle_system(quick: bool, faulty: bool) -> Iterator[Finding]:
     """Euler's own moments at finite N, exactly; derivatives against hand-written ones; the printed recursions."""
     case = GaussianLangevin(kappa=1.5, target=(-1.0,), stiffness=2.0)
     n, step = 10, 0.05
-    settings = {"n_particles": n, "n_replicas": 1000 if quick else 20_000, "dt": step, "seed": 0, "dtype": FLOAT64}
+    settings: dict[str, Any] = {
+        "n_particles": n,
+        "n_replicas": 1000 if quick else 20_000,
+        "dt": step,
+        "seed": 0,
+        "dtype": FLOAT64,
+    }
     weak = WithoutN(**asdict(case), n=n)
     run = mfsde.simulate(weak if faulty else case, horizon=1.0, **settings)
     mean, of_mean, within = euler_moments(case, n, step, 20)
@@ -93,7 +101,13 @@ def _derivatives(case: GaussianLangevin) -> Iterator[Finding]:
 def _printed_recursions(quick: bool) -> Iterator[Finding]:
     """The stationary variance of noisy gradient descent with U = |x|², and of the recursions as printed."""
     case, step, n = GaussianLangevin(kappa=1.5, target=(0.0,), stiffness=2.0, initial_mean=(0.0,)), 0.05, 50
-    settings = {"n_particles": n, "n_replicas": 200 if quick else 2000, "horizon": 5.0, "dt": step, "seed": 0}
+    settings: dict[str, Any] = {
+        "n_particles": n,
+        "n_replicas": 200 if quick else 2000,
+        "horizon": 5.0,
+        "dt": step,
+        "seed": 0,
+    }
     rate = 0.5 * case.sigma**2 * case.stiffness
     exact = (1 - 1 / n) * case.sigma**2 / (rate * (2 - rate * step))
     forms = {
@@ -172,8 +186,8 @@ def dissipation(quick: bool, faulty: bool) -> Iterator[Finding]:
     functional = replace(case, sigma=factor * case.sigma)
     found = theory.free_energy_dissipation(functional, case.limit, start=0.05, stop=2.0)
     yield claim(replace(found, name="V(m_2) − V(m_0.05), Gaussian flow in closed form"))
-    settings = {"n_replicas": 8 if quick else 32, "seed": 0, "save_every": 5}
-    run = mfsde.simulate(case, n_particles=500 if quick else 4000, horizon=2.0, dt=0.01, **settings)
+    settings: dict[str, Any] = {"n_replicas": 32 if quick else 64, "seed": 0, "save_every": 5}
+    run = mfsde.simulate(case, n_particles=200 if quick else 2000, horizon=2.0, dt=0.01, **settings)
     told = f"particles, N = {run.sizes['particle']}, R = {run.sizes['replica']}"
     plugged = theory.free_energy_dissipation(functional, run)
     yield claim(replace(plugged, name=f"V(m_2) − V(m_0), Gaussian flow, {told}"))
@@ -189,7 +203,7 @@ def dissipation(quick: bool, faulty: bool) -> Iterator[Finding]:
     declared = abs(whole - halved)
     name = "V(m_2) − V(m_0), ½κ(∫tanh dm − y)² in two wells, Fokker–Planck"
     yield claim(identity(name, values[-1] - values[0], -whole, discretisation=declared))
-    run = mfsde.simulate(case, n_particles=500 if quick else 4000, horizon=2.0, dt=0.01, **settings)
+    run = mfsde.simulate(case, n_particles=200 if quick else 2000, horizon=2.0, dt=0.01, **settings)
     found = theory.free_energy_dissipation(functional, run, law=limit.flow(flow))
     yield claim(replace(found, name=f"V(m_2) − V(m_0), two wells, {told}"))
 
@@ -256,13 +270,13 @@ def _in_reach(sigmas: tuple[float, ...], minimiser: Callable[..., limit.Stationa
         # F(m*) <= V(m*) <= V of the law of least entropy on which F = 0.
         yield claim(inequality(f"V(m*) ≤ T min KL on argmin F, σ = {sigma:g}", whole, t * least))
     t = 0.5 * np.square(sigmas)
-    for what, values, end in (
-        ("F(m*)/T²", [f for f, _ in found] / t**2, tilt**2 / (2 * base.kappa)),
-        ("V(m*)/T", [v for _, v in found] / t, least),
+    for what, ratios, end in (
+        ("F(m*)/T²", np.array([f for f, _ in found]) / t**2, tilt**2 / (2 * base.kappa)),
+        ("V(m*)/T", np.array([v for _, v in found]) / t, least),
     ):
         # Both differ from their limits by a series in T, a quarter of σ ↦ σ/2.
-        better = (4 * values[-1] - values[-2]) / 3
-        left = abs(better - (4 * values[-2] - values[-3]) / 3)
+        better = (4 * ratios[-1] - ratios[-2]) / 3
+        left = abs(better - (4 * ratios[-2] - ratios[-3]) / 3)
         yield claim(identity(f"{what} as σ → 0, y = {base.target:g}", better, end, discretisation=left))
 
 
@@ -373,7 +387,7 @@ def first_order(quick: bool, faulty: bool) -> Iterator[Finding]:
 
     moved = with_methods(well, half_square(well)) if faulty else well
     run = mfsde.simulate(
-        moved, n_particles=500 if quick else 2000, n_replicas=8 if quick else 32, horizon=12.0, dt=0.02, seed=0,
+        moved, n_particles=125 if quick else 1000, n_replicas=32 if quick else 64, horizon=12.0, dt=0.02, seed=0,
         save_every=20,
     )  # fmt: skip
     for check in theory.stationarity(well, run, start=6.0):
@@ -403,7 +417,7 @@ def _network(quick: bool, faulty: bool) -> Iterator[Finding]:
         # That the network has learned: with m* = e^{-U} the condition would say nothing.
         fitted = float((star - case.targets).norm() / case.targets.norm())
         yield claim(inequality(f"network: |f* − y|/|y| ≤ ½, d = {case.dim}", fitted, 0.5))
-    law = limit.gibbs(case)
+    law = limit.gibbs(case, start=case.initial(), n_nodes=33 if quick else None)
     yield claim(replace(theory.first_order(case, law), name=f"network: Var_m*(…), fixed point, d = {case.dim}"))
     mu = law.as_measure()
     found = float((mu.weights @ case.feature(mu.points, case.inputs)).norm())
@@ -518,3 +532,330 @@ def hermite(case: Network, n_nodes: int) -> tuple[Tensor, Tensor]:
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(n_nodes))
     theta = torch.cartesian_prod(*[nodes] * case.dim)
     return case.neurons(theta), torch.cartesian_prod(*[weights.log()] * case.dim).sum(-1)
+
+
+# Stability
+
+
+@item(
+    source="001, Proposition 6",
+    statement="W₂(m_t, m'_t) ≤ C_t W₂(m_0, m'_0), C_t = e^{(2C_F + ½σ²L)t}, (x − x')·(−∇U(x) + ∇U(x')) ≤ L|x − x'|²",
+    hypotheses=("∇U Lipschitz (Assumption 2)", "D_mF Lipschitz in (x, m) with constant C_F (Assumption 5)"),
+    fault="∇U enters the drift with the wrong sign",
+)
+def stability(quick: bool, faulty: bool) -> Iterator[Finding]:
+    """Two runs on the same noise, and two flows of the Fokker-Planck equation; U convex and not convex."""
+    gaussian = GaussianLangevin()
+    well = Observed(kappa=0.1, wells=2.0, sigma=0.5, initial_mean=-0.1, initial_variance=0.01)
+    others = (replace(gaussian, initial_mean=(-1.0,), initial_variance=0.1), replace(well, initial_mean=0.1))
+    settings: dict[str, Any] = {
+        "n_particles": 500 if quick else 4000, "n_replicas": 8 if quick else 32, "dt": 0.01, "seed": 0,
+        "save_every": 20,
+    }  # fmt: skip
+    for case, other, lipschitz, one_sided, horizon, told in (
+        (gaussian, others[0], gaussian.kappa, -gaussian.stiffness, 1.0, "U convex"),
+        (well, others[1], well.lipschitz, well.wells**2 - 1, 4.0, "U with two wells"),
+    ):
+        a, b = (
+            mfsde.simulate(with_methods(c, repelled(c)) if faulty else c, horizon=horizon, **settings)
+            for c in (case, other)
+        )
+        found = constants.stability(a, b, lipschitz=lipschitz, one_sided=one_sided, sigma=case.sigma)
+        counts = f"N = {settings['n_particles']}, R = {settings['n_replicas']}"
+        yield claim(replace(found, name=f"coupled distance at its worst time, {told}, L = {one_sided:g}, {counts}"))
+
+    times, rtol = [0.0, 1.0, 2.0, 4.0], 1e-4 if quick else 1e-6
+    flows = [limit.fokker_planck(c, None, times, n_nodes=81 if quick else 257, rtol=rtol) for c in (well, others[1])]
+    gaps = [float(wasserstein.distance(*(limit.law_at(flow, t) for flow in flows))) for t in times]
+    growth = 2 * well.lipschitz + 0.5 * well.sigma**2 * (well.wells**2 - 1)
+    for t, gap in zip(times[1:], gaps[1:], strict=True):
+        bound = math.exp(growth * t) * gaps[0]
+        yield claim(inequality(f"W₂(m_t, m'_t), U with two wells, t = {t:g}, Fokker–Planck", gap, bound))
+    # Without L > 0 the constant would be e^{2C_F t} at most, or 1 for small C_F.
+    yield claim(inequality("W₂(m_0, m'_0) ≤ W₂(m_4, m'_4): two wells part the laws", gaps[0], gaps[-1]))
+
+
+def repelled(case: Any) -> dict[str, Callable[..., Tensor]]:
+    """The drift with +T∇U."""
+    return {"drift": lambda t, x, mu: case.drift(t, x, mu) + case.sigma**2 * case.confinement_gradient(x)}
+
+
+# Tightness and the limit set
+
+
+@item(
+    source="001, Theorem 4, tightness and step 1",
+    statement="sup_t E|X_t|^p ≤ max(E|X_0|^p, r^p), T C_U r² = Br + T(C'_U + p + d − 2), x·∇U ≥ C_U|x|² − C'_U, "
+    "|D_mF| ≤ B; all m_0 have the one limit m*",
+    hypotheses=(
+        "x·∇U ≥ C_U|x|² − C'_U (Assumption 2)",
+        "D_mF bounded (Assumption 5)",
+        "F convex",
+        "E|X_0|^p < ∞, p > 2",
+    ),
+    fault="the regulariser's force is ∇U in place of T∇U",
+)
+def tightness(quick: bool, faulty: bool) -> Iterator[Finding]:
+    """Moments of particles and densities against the Lyapunov bound; three initial laws, two wells, one limit."""
+    base, horizon = Observed(kappa=0.5, wells=1.3, sigma=1.2), 20.0
+    star = limit.gibbs(base)
+    mu = star.as_measure()
+    n, r, step = (125, 32, 0.05) if quick else (1000, 64, 0.02)
+    features: dict[str, Callable[[Tensor], Tensor]] = {"tanh x": torch.tanh, "x²": torch.square}
+    for start, variance in ((-3.0, 0.2), (3.0, 0.2), (0.0, 2.0)):
+        case = replace(base, initial_mean=start, initial_variance=variance)
+        moved = with_methods(case, unscaled(case)) if faulty else case
+        told = f"from N({start:g}, {variance:g})"
+        runs = [
+            mfsde.simulate(
+                moved, n_particles=n, n_replicas=r, horizon=horizon, dt=c * step, seed=0, noise=mfsde.Noise(0, c),
+                save_every=round(1 / step / c),
+            )
+            for c in (1, 2)
+        ]  # fmt: skip
+        x, coarse = (torch.from_numpy(run["position"].values[..., 0]).double() for run in runs)
+        for p in (3, 4):
+            moments = x.abs().pow(p).mean(-1).numpy()
+            worst = int(moments.mean(1).argmax())
+            first = gaussian_moment(start, variance, p)
+            bound = max(first, lyapunov_radius(case, p) ** p)
+            name = f"sup_t E|X|^{p}, t ≤ {horizon:g}, {told}, N = {n}, R = {r}"
+            yield claim(inequality(name, moments[worst], np.full(r, bound)))
+        for name, feature in features.items():
+            late, coarser = (feature(y[-1]).mean(-1).numpy() for y in (x, coarse))
+            expected = float(mu.integrate(lambda z, f=feature: f(z).sum(-1)))
+            # Halving the step changes the value by what is left, to first order; the bias 1/N is below the noise.
+            left = abs(float((late - coarser).mean()))
+            found = identity(f"∫{name} dm_{horizon:g}, {told}", late, np.full(r, expected), discretisation=left)
+            yield claim(found)
+
+        flow = limit.fokker_planck(moved, None, [0.0, 15.0, horizon], n_nodes=81 if quick else 257, rtol=1e-6)
+        end, before = (limit.law_at(flow, t) for t in (horizon, 15.0))
+        moving = float(wasserstein.distance(end, before))
+        declared = float(flow["mean_error"].values[-1, 0])
+        gap = float(wasserstein.distance(end, star))
+        name = f"W₂(m_{horizon:g}, m*), {told}, Fokker–Planck"
+        yield claim(identity(name, gap, 0.0, discretisation=moving + declared + star.error))
+
+
+def unscaled(case: Any) -> dict[str, Callable[..., Tensor]]:
+    """The drift with ∇U in place of T∇U."""
+    more = 1 - 0.5 * case.sigma**2
+    return {"drift": lambda t, x, mu: case.drift(t, x, mu) - more * case.confinement_gradient(x)}
+
+
+def lyapunov_radius(case: Observed, p: int) -> float:
+    """The root r of T C_U r² = B r + T(C'_U + p + d - 2).
+
+    With M = E|X|^p and r = M^{1/p} Itô's formula and Hölder's inequality give
+    M' <= p r^{p-2} (B r + T(C'_U + p + d - 2) - T C_U r²), which is negative above the root.
+    """
+    t, b = 0.5 * case.sigma**2, case.kappa * (1 + abs(case.target))
+    c, rest = 0.5, 0.5 * case.wells**2 + p - 1
+    return (b + math.sqrt(b * b + 4 * t * t * c * rest)) / (2 * t * c)
+
+
+def gaussian_moment(mean: float, variance: float, p: int) -> float:
+    """E|X|^p for X ~ N(mean, variance)."""
+    mu = Gaussian([mean], variance).as_measure()
+    return float((mu.weights * mu.points[:, 0].abs() ** p).sum())
+
+
+# Convergence
+
+
+@item(
+    source="001, Theorem 4, HWI inequality",
+    statement="W₂(m_t, m*) → 0 and V(m_t) falls; KL ≤ W₂(√I − ½K W₂), KL ≤ I/(2α), W₂² ≤ 2KL/α relative to m*; "
+    "T KL(m|m*) ≤ V(m) − V(m*) ≤ T KL(m|p_m)",
+    hypotheses=("F convex (for uniqueness and the sandwich)", "−∇² log m* ≥ K; α > 0 a log-Sobolev constant of m*"),
+    fault="the Fisher information is ½ ∫|∇log(m/m*)|² dm",
+)
+def convergence(quick: bool, faulty: bool) -> Iterator[Finding]:
+    """Margins in closed form and by particles, equality for a shift, decay by Fokker-Planck; F that is not convex."""
+    share = 0.5 if faulty else 1.0
+    yield from _inequalities(quick, share)
+    yield from _decay(quick)
+    yield from _not_convex()
+
+
+def _inequalities(quick: bool, share: float) -> Iterator[Finding]:
+    """HWI, log-Sobolev and Talagrand: for shifts equalities, along the flow inequalities."""
+    case = GaussianLangevin()
+    k = case.stiffness
+    star = limit_of(case)
+    for name, law in (("a shift by 1", shifted(star, 1.0)), ("m_{0.5}", case.limit(0.5)), ("m_0", case.initial())):
+        kl, fisher = theory.relative_entropy(law, star), share * theory.relative_fisher(law, star)
+        w2 = float(wasserstein.distance(law, star))
+        if name == "a shift by 1":
+            yield claim(identity("HWI, equality for a shift by 1", kl, w2 * (math.sqrt(fisher) - 0.5 * k * w2)))
+            yield claim(identity("log-Sobolev, equality for a shift by 1", kl, fisher / (2 * k)))
+            yield claim(identity("Talagrand, equality for a shift by 1", w2, math.sqrt(2 * kl / k)))
+            continue
+        for check in (
+            theory.hwi(kl, fisher, w2, k), theory.log_sobolev(kl, fisher, k), theory.talagrand(kl, w2, k),
+        ):  # fmt: skip
+            yield claim(replace(check, name=f"{check.name}, {name}, closed form"))
+    for check in theory.entropy_sandwich(case, case.limit(0.5), star):
+        yield claim(replace(check, name=f"{check.name}, m_0.5, closed form"))
+
+    n, r = (250, 64) if quick else (2500, 128)
+    run = mfsde.simulate(case, n_particles=n, n_replicas=r, horizon=0.5, dt=0.01, seed=0, save_every=25)
+    told = f"N = {n}, R = {r}"
+    for t in (0.25, 0.5):
+        laws = [plug_in(x) for x in run["position"].sel(time=t).values]
+        kl_r = np.array([theory.relative_entropy(law, star) for law in laws])
+        fisher_r = share * np.array([theory.relative_fisher(law, star) for law in laws])
+        w2_r = np.array([float(wasserstein.distance(law, star)) for law in laws])
+        for check in (
+            theory.hwi(kl_r, fisher_r, w2_r, k), theory.log_sobolev(kl_r, fisher_r, k), theory.talagrand(kl_r, w2_r, k),
+        ):  # fmt: skip
+            yield claim(replace(check, name=f"{check.name}, particles at t = {t:g}, {told}"))
+        # Euler's mean and variance against the flow's: first order in dt.
+        mean, _, _ = euler_moments(case, n, 0.01, round(t / 0.01))
+        exact = float(wasserstein.distance(case.limit(t), star))
+        left = abs(mean - float(case.limit(t).mean)) + 1 / n
+        yield claim(identity(f"W₂(m_t, m*), t = {t:g}, {told}", w2_r, np.full(r, exact), discretisation=left))
+    for check in theory.entropy_sandwich(case, run.sel(time=0.5), star):
+        yield claim(replace(check, name=f"{check.name}, particles at t = 0.5, {told}"))
+
+
+def _decay(quick: bool) -> Iterator[Finding]:
+    """V and W₂ along the Fokker-Planck flow of a convex F, at the rate of the log-Sobolev constant."""
+    case = Observed(kappa=1.0, sigma=1.0, initial_mean=-2.0)
+    t = 0.5 * case.sigma**2
+    star = limit.gibbs(case)
+    lowest = theory.free_energy(case, star)
+    times = np.linspace(0, 10, 21)
+    flow = limit.fokker_planck(case, None, times, n_nodes=81 if quick else 257, rtol=1e-6)
+    laws = [limit.law_at(flow, s) for s in times]
+    values = np.array([theory.free_energy(case, law) for law in laws])
+    yield claim(inequality("largest increase of V between times, Fokker–Planck", float(np.diff(values).max()), 0.0))
+    alpha = constants.smallest_constant(case, [law.as_measure() for law in laws]).low
+    reference = proximal(case, star.as_measure())
+    own = constants.log_sobolev_constant(reference).low
+    for check in theory.functional_inequalities(laws[4], reference):
+        yield claim(replace(check, name=f"{check.name}, ½κ(∫tanh dm − y)², t = {times[4]:g}, Fokker–Planck"))
+    for k in (4, 10, 20):
+        bound = math.exp(-2 * alpha * t * times[k]) * (values[0] - lowest)
+        name = f"V(m_t) − V(m*) ≤ e^(−2αTt)(V(m_0) − V(m*)), α = {alpha:.3g}, t = {times[k]:g}"
+        yield claim(inequality(name, values[k] - lowest, bound))
+        gap = float(wasserstein.distance(laws[k], star))
+        declared = float(flow["mean_error"].values[k, 0])
+        name = f"W₂(m_t, m*), t = {times[k]:g}, Fokker–Planck"
+        yield claim(inequality(name, gap, math.sqrt(2 * bound / (t * own)), discretisation=declared))
+
+
+def _not_convex() -> Iterator[Finding]:
+    """A concave F: the sandwich has no ground, and below the transition there are three stationary laws."""
+    concave = GaussianLangevin(kappa=-0.3)
+    for check in theory.entropy_sandwich(concave, concave.limit(0.5), limit_of(concave)):
+        yield outside(replace(check, name=f"{check.name}, F = −0.15(mean − a)²"))
+    for coupling, count in ((2.0, 3), (0.5, 1)):
+        case = CurieWeiss(coupling=coupling)
+        laws = limit.gibbs_all(case, n_nodes=257)
+        told = f"stationary laws, −½J|mean|², J = {coupling:g}, J_c = {case.critical_coupling():.4g}"
+        yield claim(identity(told, float(len(laws)), float(count)))
+        if count > 1:
+            gap = theory.convexity_gap(case.energy, [law.as_measure() for law in laws])
+            reason = f"F is not convex along mixtures: above a chord by {-gap:.2g} of its size" if gap < 0 else ""
+            yield outside(
+                inequality(f"one stationary law, J = {coupling:g}", float(len(laws)), 1.0, hypotheses=[reason])
+            )
+
+
+def limit_of(case: GaussianLangevin) -> Gaussian:
+    """m*, N(κa/λ, I/k)."""
+    rate = case.kappa + 0.5 * case.sigma**2 * case.stiffness
+    return Gaussian([case.kappa * a / rate for a in case.target], 1 / case.stiffness)
+
+
+def shifted(law: Gaussian, by: float) -> Gaussian:
+    """The law moved along the line."""
+    return Gaussian(law.mean + by, law.cov)
+
+
+def plug_in(x: np.ndarray) -> Gaussian:
+    """The Gaussian of the particles' moments.    (N, 1)."""
+    return Gaussian([float(x.astype(float).mean())], float(x.astype(float).var(ddof=1)))
+
+
+# Exponential contraction
+
+
+@item(
+    source="001, Theorem 5",
+    statement="W₂(m_t, m*) ≤ e^{(2C_F − ½σ²C_U)t} W₂(m_0, m*), by synchronous coupling",
+    hypotheses=(
+        "D_mF Lipschitz in (x, m) with constant C_F, (2)",
+        "(∇U(x) − ∇U(x'))·(x − x') ≥ C_U|x − x'|², (3)",
+    ),
+    misprints=("printed e^{(6C_F − C_U)t}: it misses σ²/2, and is false for small σ even where condition (4) holds",),
+    fault="the regulariser's force is σ²∇U in place of ½σ²∇U",
+)
+def contraction(quick: bool, faulty: bool) -> Iterator[Finding]:
+    """Constants as estimated and as known, both bounds, and the measured rate."""
+    base = GaussianLangevin()
+    k, sigma = base.stiffness, base.sigma
+    for kappa in (0.3, 0.01):
+        case = replace(base, kappa=kappa)
+        known = constants.theorem_5(kappa * max(1.0, abs(case.target[0])), k, sigma)
+        found = constants.contraction_of(case, [case.initial().as_measure()])
+        told = f"κ = {kappa:g}"
+        c_f = constants.lipschitz(case, [case.initial().as_measure()])
+        yield claim(identity(f"C_F estimated, ½κ(mean − a)², {told}", c_f, kappa))
+        c_u = constants.one_sided_convexity(case, case.initial().as_measure().points)
+        yield claim(identity(f"C_U estimated, {told}", c_u, k))
+        star = limit_of(case)
+        start = float(wasserstein.distance(case.initial(), star))
+        for t in (0.25, 1.0):
+            later = float(wasserstein.distance(case.limit(t), star))
+            check = constants.contraction_check(known, t, later, start)
+            yield claim(replace(check, name=f"W₂(m_t, m*), {told}, t = {t:g}, closed form"))
+        if kappa == 0.01:
+            later = float(wasserstein.distance(case.limit(1.0), star))
+            check = constants.contraction_check(known, 1.0, later, start, form="printed")
+            yield misprint(replace(check, name=f"printed e^((6C_F − C_U)t), {told}, t = 1, (4) holds"))
+            yield claim(identity("left side of (4) as estimated, κ = 0.01, p = 2.5", found.condition, -1.22))
+            yield claim(identity("2C_F − ½σ²C_U as estimated, κ = 0.01", found.corrected, known.corrected))
+    far = replace(base, target=(-2.0,))
+    c_f = constants.lipschitz(far, [far.initial().as_measure()])
+    yield claim(identity("C_F estimated, ½κ(mean − a)², κ = 0.3, a = −2", c_f, 2 * far.kappa))
+    tanh = Observed(kappa=0.3)
+    seen = constants.lipschitz(tanh, [tanh.initial().as_measure()])
+    yield claim(inequality("C_F estimated ≤ κ(1 + |y|), ½κ(∫tanh dm − y)²", seen, tanh.lipschitz))
+
+    yield from _measured_rate(quick, faulty)
+    weak = replace(base, stiffness=1.0, kappa=0.01)
+    star = limit_of(weak)
+    start, later = (float(wasserstein.distance(weak.limit(t), star)) for t in (0.0, 1.0))
+    check = constants.contraction_check(constants.theorem_5(0.01, 1.0, sigma), 1.0, later, start, form="printed")
+    yield outside(replace(check, name="printed bound, U = |x|²/2: (4) fails for every p > 2"))
+    check = constants.contraction_check(constants.theorem_5(0.01, 1.0, sigma), 1.0, later, start)
+    yield claim(replace(check, name="W₂(m_1, m*), U = |x|²/2, where (4) fails, corrected bound"))
+
+
+def _measured_rate(quick: bool, faulty: bool) -> Iterator[Finding]:
+    """A start of the stationary variance makes the flow a shift, so that W₂ is one exponential, of rate κ + ½σ²k."""
+    case = GaussianLangevin(initial_variance=0.25)
+    n, r, step = (500, 16, 0.005) if quick else (2000, 64, 0.005)
+    moved = with_methods(case, doubled(case)) if faulty else case
+    run = mfsde.simulate(moved, n_particles=n, n_replicas=r, horizon=2.0, dt=step, seed=0, save_every=10)
+    apart = wasserstein.to_law(run, limit_of(case))
+    rate = rates.exponential(apart, start=0.0)
+    slow = case.kappa + 0.5 * case.sigma**2 * case.stiffness
+    exact = -math.log1p(-step * slow) / step
+    told = f"N = {n}, R = {r}"
+    yield claim(identity(f"rate of W₂(m_t, m*), {told}", rate.value, exact, stderr=rate.stderr))
+    known = constants.theorem_5(case.kappa * max(1.0, case.target[0]), case.stiffness, case.sigma)
+    name = f"½σ²C_U − 2C_F ≤ rate, {told}"
+    yield claim(inequality(name, -known.corrected, rate.value, stderr=rate.stderr))
+    start = apart.isel(time=0, drop=True)
+    for t in (0.25, 0.5):
+        check = constants.contraction_check(known, t, apart.sel(time=t, drop=True), start)
+        yield claim(replace(check, name=f"W₂(m_t, m*), t = {t:g}, {told}"))
+
+
+def doubled(case: Any) -> dict[str, Callable[..., Tensor]]:
+    """The drift with 2T∇U."""
+    return {"drift": lambda t, x, mu: case.drift(t, x, mu) - 0.5 * case.sigma**2 * case.confinement_gradient(x)}
