@@ -767,7 +767,7 @@ def particle_paths(quick: bool, faulty: bool) -> Iterator[Finding]:
 
     def away(x: Array) -> float:
         places = signed_places(problem, x)[:, 1]
-        return float(np.abs(problem.difference(places[:, None], at_minimum)).min(1).max()) / length
+        return float(np.abs(problem.difference(places[:, None], at_minimum)).min(1).max() / length)
 
     distance, before = np.array([away(x) for x in late]), np.array([away(x) for x in middle])
     yield claim(
