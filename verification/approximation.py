@@ -111,6 +111,7 @@ def iid_bias(quick: bool, faulty: bool) -> Iterator[Finding]:
         values[n] = case.energy(EmpiricalMeasure(x)).numpy()
         yield claim(named(f"E F(m^N) = Var(φ)/2N, N = {n}", theory.iid_bias(case.energy, x, law)))
         yield claim(named(f"its bound 2L/N, N = {n}", theory.bias_bound(case.energy, x, law, case.bound)))
+    yield outside(named("the bound with L = 0.1", theory.bias_bound(case.energy, x, law, 0.1)))
     rate = slope(values)
     yield claim(identity("power of N", rate.value, -1.0, stderr=rate.stderr))
 
@@ -199,6 +200,9 @@ def feynman_kac(quick: bool, faulty: bool) -> Iterator[Finding]:
     yield claim(identity(f"∫ RΦ(yx) m^N(dy), d = 1, {n_replicas * n:,} draws", prices, CALL))
     yield misprint(identity("with m* the law of X_T", case.feynman_kac(multipliers * case.start[0]).numpy(), CALL))
     yield misprint(identity("v as a discounted price", prices, math.exp(-0.05) * CALL))
+    wider = replace(case, outer=(1.0, -2.0, 1.0), inner=((1.0,),) * 3, offset=(-80.0, -100.0, -120.0))
+    spreads = wider.feynman_kac(multipliers).numpy()
+    yield claim(identity("three neurons, a butterfly spread: closed form", spreads, wider.value(1.0)))
     yield from euler_prices(quick)
 
     variance = variance_of_call(case)
@@ -497,7 +501,7 @@ def density(quick: bool, faulty: bool) -> Iterator[Finding]:
     sizes = (16, 64, 256) if quick else (16, 64, 256, 1024)
     norm = math.sqrt(np.mean(y**2))
     for activation, name in ((logistic, "σ logistic"), (bump, "σ = exp(−u²)")):
-        draws = [residuals(activation, x, y, sizes, seed, not faulty) for seed in range(6)]
+        draws = [residuals(activation, x, y, sizes, seed, not faulty) for seed in range(20)]
         left, sup = (np.stack(v) / norm for v in zip(*draws, strict=True))
         for k in range(1, len(sizes)):
             text = f"{name}, max(|x|, |y|) on the square: L² residual, N = {sizes[k]} ≤ half of N = {sizes[k - 1]}"

@@ -73,7 +73,7 @@ def growth(errors: xr.DataArray) -> str:
 )
 def uniform_chaos(quick: bool, faulty: bool) -> Iterator[Finding]:
     """Coupled runs against the exact error of the scheme; without confinement it grows."""
-    n_replicas, sizes = (300, (10, 40, 160)) if quick else (2_000, (10, 40, 160, 640))
+    n_replicas, sizes = (600, (10, 40, 160)) if quick else (2_000, (10, 40, 160, 640))
     dt, n_steps, every = 0.05, 240, 20
     settings: dict[str, Any] = {
         "horizon": dt * n_steps, "dt": dt, "seed": 0, "save_every": every, "dtype": DOUBLE, "n_replicas": n_replicas,
@@ -319,6 +319,22 @@ def common_noise(quick: bool, faulty: bool) -> Iterator[Finding]:
     inner = abs(v - float(known.cov))
     yield claim(identity("Var(X|W⁰) of the limit", x.var(1, ddof=1), float(known.cov), discretisation=inner))
     yield outside(averaging_out(spread, own))
+    yield from conditional_law(dt, n_steps, path, float(known.cov))
+
+
+def conditional_law(dt: float, n_steps: int, path: Array, variance: float) -> Iterator[Finding]:
+    """The stochastic Fokker-Planck equation of the law given W⁰, along the paths of the runs."""
+    times, solve = [0.0, dt * n_steps], mfsde.limit.fokker_planck
+    fine, coarse = (solve(SHARED, None, times, dt=dt, seed=2, n_replicas=4, n_nodes=g) for g in (129, 65))
+    means, rough = (law["mean"].values[-1, :, 0] for law in (fine, coarse))
+    grid = float(np.abs(means - rough).max())
+    for r in range(2):
+        yield claim(identity(f"SPDE: mean along W⁰ of replica {r}", means[r], path[r], discretisation=grid))
+    halved = solve(SHARED, None, times, dt=dt / 2, seed=2, n_nodes=129)
+    by_half, by_whole = (float(law.covariance[-1, 0, 0, 0]) for law in (halved, fine))
+    # Of first order in dt: what halving changes is what it leaves.
+    error = abs(by_half - by_whole) + abs(by_whole - float(coarse.covariance[-1, 0, 0, 0]))
+    yield claim(identity("SPDE: variance along W⁰", by_half, variance, discretisation=error))
 
 
 def averaging_out(spread: dict[int, Array], own: float) -> Check:
