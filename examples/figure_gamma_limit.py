@@ -108,7 +108,7 @@ def main() -> None:
         ax.title.set_fontsize(10)
         ax.legend(fontsize=7, frameon=False, loc="upper left" if ax is not left else "lower right")
     path = options.folder / "gamma-limit.png"
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, pil_kwargs={"optimize": True})
     print(f"drew {path}")
 
 
