@@ -38,6 +38,8 @@ class StudentTeacher(GradientFlow):
 
     O(N (N + n_T) d), in blocks of rows. Along the transport c² - |z|² of every neuron is conserved: a weight that
     starts at c > |z| stays positive, and a student of such neurons alone finds no teacher that is negative somewhere.
+    A neuron that starts at |c| > |z| may also come to z = 0, where ∇G has no limit: there "dopri5" stops with an error,
+    and "euler" steps across. From |c| < |z| no neuron gets there.
 
     The source gives neither d nor the teacher; those of `planted` are of the birth-death example. The teacher is drawn
     from a seed, c_i ~ N(0, 1), z_i ~ N(0, I/r²), so that x·z_i has variance 1: ours, as are the initial laws.

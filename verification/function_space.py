@@ -691,7 +691,7 @@ def tanh_variances(case: SphericalSpin, dt: float, frames: list[int]) -> list[fl
 def loss_against_n(quick: bool, faulty: bool) -> Iterator[Finding]:
     """A ReLU student of a wide teacher on its exact loss; tanh units on three spins, by fresh samples."""
     student = StudentTeacher(data_dim=3, n_teacher=100, initial_spread=2.0)
-    sizes, large, r, horizon = ([16, 32, 64, 128], 320, 16, 2.0) if quick else ([16, 32, 64, 128], 512, 24, 10.0)
+    sizes, large, r, horizon = ([16, 32, 64, 128], 320, 16, 2.0) if quick else ([16, 32, 64, 128], 384, 40, 10.0)
     settings: dict[str, Any] = {
         "n_replicas": r,
         "horizon": horizon,
