@@ -269,10 +269,10 @@ def _in_reach(sigmas: tuple[float, ...], minimiser: Callable[..., limit.Stationa
         yield claim(identity(name, value, exact, discretisation=1e-7 * exact))
         # F(m*) <= V(m*) <= V of the law of least entropy on which F = 0.
         yield claim(inequality(f"V(m*) ≤ T min KL on argmin F, σ = {sigma:g}", whole, t * least))
-    t = 0.5 * np.square(sigmas)
+    ts = 0.5 * np.square(sigmas)
     for what, ratios, end in (
-        ("F(m*)/T²", np.array([f for f, _ in found]) / t**2, tilt**2 / (2 * base.kappa)),
-        ("V(m*)/T", np.array([v for _, v in found]) / t, least),
+        ("F(m*)/T²", np.array([f for f, _ in found]) / ts**2, tilt**2 / (2 * base.kappa)),
+        ("V(m*)/T", np.array([v for _, v in found]) / ts, least),
     ):
         # Both differ from their limits by a series in T, a quarter of σ ↦ σ/2.
         better = (4 * ratios[-1] - ratios[-2]) / 3
@@ -624,7 +624,7 @@ def tightness(quick: bool, faulty: bool) -> Iterator[Finding]:
             yield claim(inequality(name, moments[worst], np.full(r, bound)))
         for name, feature in features.items():
             late, coarser = (feature(y[-1]).mean(-1).numpy() for y in (x, coarse))
-            expected = float(mu.integrate(lambda z, f=feature: f(z).sum(-1)))
+            expected = float(mu.weights @ feature(mu.points[:, 0]))
             # Halving the step changes the value by what is left, to first order; the bias 1/N is below the noise.
             left = abs(float((late - coarser).mean()))
             found = identity(f"∫{name} dm_{horizon:g}, {told}", late, np.full(r, expected), discretisation=left)
