@@ -12,7 +12,8 @@ minimiser over all places, whose own gap is at most 1e-10.
 The document gives no parameters; all are ours. Spikes: five on a circle of length 24, frequencies to 7, λ = 0.1,
 t = 200. Sigmoid: 4 planted units of |θ| = 4 in the plane, 100 data, |θ| <= 4, V = λ|w|, λ = 0.01, t = 5000. ReLU: 3
 planted units in the plane, expectation over N(0, I), V = λ|w||θ|, λ = 0.01, t = 2000. Losses below 1e-10 are drawn at
-1e-10; those between, of many particles, still fall at the end. Prints medians over the trials, and writes runs/particle-complexity.png.
+1e-10; those between, of many particles, still fall at the end. Prints medians over the trials, and writes
+runs/particle-complexity.png.
 """
 
 from __future__ import annotations
