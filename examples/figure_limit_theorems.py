@@ -50,7 +50,7 @@ def main() -> None:
     moments = units.second_moments(units.initial().cov, n_steps, DT)[::EVERY]
     covariances = linear_covariances(units, n_steps, DT)[::EVERY]
     times, limit = np.arange(len(moments)) * EVERY * DT, moments[:, 0, 1:].numpy()
-    networks = {n: simulated(units, n, 100 if options.small else 2000) for n in SIZES}
+    networks = {n: simulated(units, n, 40 if options.small else 2000) for n in SIZES}
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     draw_paths(left, times, limit, networks)
