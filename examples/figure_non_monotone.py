@@ -37,13 +37,13 @@ DRAWN = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 80, 130, 200, 300)  # frames
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a few seconds: N = 60, d = 80, larger steps, to t = 0.25")
+    parser.add_argument("--small", action="store_true", help="a few seconds: N = 60, d = 80, larger steps, to t = 0.1")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where the picture goes")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
 
-    n, d, dt, horizon, nodes = (60, 80, 5e-4, 0.25, 16) if options.small else (800, 320, 1e-4, 1.5, 64)
+    n, d, dt, horizon, nodes = (60, 80, 1e-3, 0.1, 8) if options.small else (800, 320, 1e-4, 1.5, 64)
     figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     inset = ax.inset_axes((0.56, 0.34, 0.42, 0.36))
     for kappa, (colour, marker) in KAPPAS.items():

@@ -1,8 +1,8 @@
 """Montanari, One lecture on two-layer neural networks (2018), figure 6.2: variable selection, SGD and its limit.
 
 Two Gaussians whose first s₀ of d coordinates differ in variance, told apart by a two-layer ReLU network. "+": the
-population risk E (y - f)² along SGD, exactly, for each run. Curve: the limit d = ∞, N = ∞, reduced to (a, b, r₁, r₂). Inset:
-averages of a, b and r₁ along both.
+population risk E (y - f)² along SGD, exactly, for each run. Curve: the limit d = ∞, N = ∞, reduced to (a, b, r₁, r₂).
+Inset: averages of a, b and r₁ along both.
 
 The document's: d = 320, s₀ = 60, N = 800, ξ(t) = t^{-1/4}, ε = 2e-4. Ours, not given there: Δ = 0.8, a and b from
 N(0, 1), w from N(0, 0.8²/d I), and two runs in place of one for each point. Convention: t = kε, s_k = ε ξ(t)/2. If the
@@ -42,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     if options.small:
-        case, n, eps = OnlineVariableSelection(data_dim=80, n_relevant=15, offset=5e-3), 100, 5e-3
+        case, n, eps = OnlineVariableSelection(data_dim=80, n_relevant=15, offset=1e-2), 100, 1e-2
     else:
         case, n, eps = OnlineVariableSelection(), 800, 2e-4
     run = mfsde.simulate(
@@ -50,8 +50,10 @@ def main() -> None:
     )
     risk = risks(case, run)
     t = np.geomspace(0.05, 20, 121)
-    law = limit.characteristics(case.reduced, [case.clock(v) for v in t], n_nodes=48)
-    at = limit.characteristics(case.reduced, [case.clock(v) for v in run.time.values], n_nodes=48)
+    law = limit.characteristics(case.reduced, [case.clock(v) for v in t], n_nodes=16 if options.small else 48)
+    at = limit.characteristics(
+        case.reduced, [case.clock(v) for v in run.time.values], n_nodes=16 if options.small else 48
+    )
     report(run, risk, at)
 
     figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")

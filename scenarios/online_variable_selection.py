@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -170,16 +171,17 @@ class OnlineVariableSelection:
 
     def observables(self) -> tuple[Observable, ...]:
         """Averages of the reduced law, and the risk that it has in the limit d → ∞."""
-        names = (
-            ("output", "mean output weight"),
-            ("shift", "mean offset"),
-            ("relevant", "mean of |w₁|"),
-            ("other", "mean of |w₂|"),
-        )
-        means = [
-            Observable(name, lambda t, x, mu, k=k: self.of_norms(mu).mean()[..., 0, k], "1", long_name)
-            for k, (name, long_name) in enumerate(names)
-        ]
+        names = {
+            "output": "mean output weight",
+            "shift": "mean offset",
+            "relevant": "mean of |w₁|",
+            "other": "mean of |w₂|",
+        }
+
+        def mean(k: int) -> Callable[[float, Tensor, EmpiricalMeasure], Tensor]:
+            return lambda t, x, mu: self.of_norms(mu).mean()[..., 0, k]
+
+        means = [Observable(name, mean(k), "1", long_name) for k, (name, long_name) in enumerate(names.items())]
         risk = Observable(
             "limit_risk",
             lambda t, x, mu: self.reduced.risk(self.of_norms(mu)),
