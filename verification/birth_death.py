@@ -471,20 +471,20 @@ def gaussian_mixture(quick: bool, faulty: bool) -> Iterator[Finding]:
 
 @item(
     source="003, planted ReLU",
-    statement="d = 50, 10 teacher units, 50 students, inputs on the unit sphere: birth–death is below plain descent early "
+    statement="d = 50, 10 teacher units, 50 students, unit-sphere inputs: birth–death is below plain descent early "
     "(t = 4) and both fall; at finite n without reinjection it loses directions, and is above descent later (t = 80)",
     hypotheses=("α = 4 and the laws of teacher and start are ours",),
     misprints=(
         "read literally, birth–death has the lower loss at all times: 50 neurons in 51 dimensions lose by each death a "
         "direction that no copy brings back",
     ),
-    fault="the rate has the other sign, at a quarter of its size: neurons of high V are copied",
+    fault="the rate has the other sign, at a 16th of its size: neurons of high V are copied",
     cost=1.0,
 )
 def planted_relu(quick: bool, faulty: bool) -> Iterator[Finding]:
     """Losses of replicas paired by start, early and late."""
     n_replicas = 16 if quick else 48
-    case = Contrary.planted(alpha=PACE / 4) if faulty else StudentTeacher.planted(alpha=PACE)
+    case = Contrary.planted(alpha=PACE / 16) if faulty else StudentTeacher.planted(alpha=PACE)
     plain = StudentTeacher.planted(alpha=0.0)
     early = {"n_particles": 50, "n_replicas": n_replicas, "horizon": 4.0, "dt": 0.1}
     late = {"n_particles": 50, "n_replicas": n_replicas // 2, "horizon": 80.0, "dt": 0.5 if quick else 0.25}
