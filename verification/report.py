@@ -46,7 +46,7 @@ def self_test_row(result: Result) -> str:
     caught = [f.check for f in result.findings if f.expected == HOLDS and f.check.verdict == VIOLATED]
     if not caught:
         return f"MISSED  {result.name}: {fault}{'; ' + result.error if result.error else ''}"
-    clearest = max(caught, key=lambda check: abs(check.margin) / max(_slack(check), abs(check.rhs) * ROUNDING))
+    clearest = max(caught, key=_clarity)
     numbers = f"{_number(clearest.lhs)} against {_number(clearest.rhs)}"
     return f"caught  {result.name}: {fault}\n        by {clearest.name}: {numbers} ({result.seconds:.1f} s)"
 
@@ -153,8 +153,10 @@ def _as_object(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _slack(check: Check) -> float:
-    return ERRORS * check.stderr + check.discretisation
+def _clarity(check: Check) -> float:
+    """The margin in units of what is allowed, which a violated margin exceeds."""
+    allowed = ERRORS * check.stderr + check.discretisation + ROUNDING * max(abs(check.lhs), abs(check.rhs))
+    return abs(check.margin) / allowed
 
 
 def _number(value: float) -> str:
