@@ -18,6 +18,8 @@ from mfsde.measure import Dirac, Law
 from mfsde.product import Product
 from mfsde.regularisers import L1, PathNorm, Regulariser, SquaredNorm
 
+from .student_teacher import ArcCosine
+
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "signed_square")
 RELU = ("relu", "signed_square")
 
@@ -36,11 +38,14 @@ class PlantedNetwork(GradientFlow):
       radius bounds |θ|, θ uniform on the ball of radius s;
     * "relu": V = λ|w||θ|, 2-homogeneous; they start uniform on the cube [-s, s]^(1+d), which surrounds 0;
     * "signed_square": a ReLU unit εσ(⟨s(θ), z⟩), s(θ)_i = θ_i|θ_i|, of fixed sign ε = ±1 in the place of w, and
-      V = λ|θ|²: 2-homogeneous with a differentiable feature. Signs are equally likely, θ is uniform on [-s, s]^d.
+      V = λ|θ|²: 2-homogeneous, with a feature that is differentiable where the inputs have a density. Signs are equally
+      likely, θ is uniform on [-s, s]^d.
 
     In each the flow's limit, where there is one, is a global minimiser over measures: for V = λ|w| over signed measures
     of θ with λ times their total variation, for ReLU units over signed measures on the unit sphere, and on that of the
-    norm Σ|s_i| for the signed square. The source gives neither network nor parameters; the ones here are ours.
+    norm Σ|s_i| for the signed square. The source states it for all three with θ in R^d; for "relu", whose feature has a
+    discontinuous differential at θ = 0, that is formal, and a ball does not meet the source's boundary condition
+    ∂_n⟨r, σ⟩ = 0. It gives neither network nor parameters; the ones here are ours.
 
     Args:
         activation: as above.
@@ -87,12 +92,18 @@ class PlantedNetwork(GradientFlow):
                 f"n_data = None asks for an expectation over inputs, which has a closed form for ReLU units without "
                 f"bias only, not for {self.activation!r}{' with bias' if self.bias else ''}. Give a number of data."
             )
-        if not (self.penalty >= 0 and self.initial_scale >= 0 and self.planted_scale > 0):
+        spread_out = self.activation in RELU
+        if not (
+            0 <= self.penalty < math.inf
+            and 0 <= self.initial_scale < math.inf
+            and 0 < self.planted_scale < math.inf
+            and not (spread_out and self.initial_scale == 0)
+        ):
             raise ValueError(
                 f"penalty = {self.penalty}, initial_scale = {self.initial_scale}, planted_scale = "
-                f"{self.planted_scale}; expected numbers >= 0, and a scale of planted neurons > 0."
+                f"{self.planted_scale}; expected finite numbers >= 0, a scale of planted neurons > 0, and for ReLU "
+                "units an initial scale > 0: a neuron at 0 stays there."
             )
-
         if self.radius is not None and (self.activation in RELU or not 0 < self.initial_scale <= self.radius):
             raise ValueError(
                 f"radius = {self.radius} for {self.activation!r} that starts with the scale {self.initial_scale}; "
@@ -269,21 +280,6 @@ class UniformBall(Law):
         return EmpiricalMeasure(self.from_variates(torch.special.ndtri(sobol.clamp(1e-12, 1 - 1e-12))))
 
 
-class _ArcCosine(torch.autograd.Function):
-    """J(c) = √(1 - c²) + (π - acos c)c, J' = π - acos c: finite at c = ±1, where that of acos is not."""
-
-    @staticmethod
-    def forward(ctx: Any, cosine: Tensor) -> Tensor:
-        ctx.save_for_backward(cosine)
-        return (1 - cosine.square()).clamp(min=0).sqrt() + (math.pi - cosine.acos()) * cosine
-
-    @staticmethod
-    def backward(ctx: Any, *slope: Tensor) -> Tensor:
-        (cosine,) = ctx.saved_tensors
-        against_cosine: Tensor = slope[0] * (math.pi - cosine.acos())
-        return against_cosine
-
-
 def _arc_cosine(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """K = |a||b|J(cos φ)/2π, and the two factors of ∇_aK = (|b| sin φ/2π) a/|a| + ((π - φ)/2π) b.
 
@@ -292,7 +288,7 @@ def _arc_cosine(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tiny = torch.finfo(a.dtype).tiny
     r, s = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True).mT
     cosine = ((a / r.clamp(min=tiny)) @ (b.mT / s.clamp(min=tiny))).clamp(-1, 1)
-    values: Tensor = r * s * _ArcCosine.apply(cosine) / (2 * math.pi)  # type: ignore[no-untyped-call]
+    values: Tensor = r * s * ArcCosine.apply(cosine)  # type: ignore[no-untyped-call]
     detached = cosine.detach()
     along_a = s.detach() * (1 - detached.square()).clamp(min=0).sqrt() / (2 * math.pi)
     return values, along_a, (math.pi - detached.acos()) / (2 * math.pi)

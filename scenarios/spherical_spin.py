@@ -66,10 +66,13 @@ class SphericalSpin:
                 f"activation = {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}: the odd part of ReLU "
                 "units without bias is linear."
             )
-        if not (min(self.batch_size, self.n_data) >= 1 and 0 <= self.initial_spread < math.inf):
+        for name in ("batch_size", "n_data"):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
+                raise ValueError(f"{name} = {getattr(self, name)!r}; expected a whole number of samples >= 1.")
+        if not (0 < self.scale < math.inf and 0 <= self.initial_spread < math.inf):
             raise ValueError(
-                f"batch_size = {self.batch_size}, n_data = {self.n_data}, initial_spread = {self.initial_spread}; "
-                "expected at least one sample and a finite deviation >= 0."
+                f"scale = {self.scale}, initial_spread = {self.initial_spread}; expected a finite factor > 0 and a "
+                "finite deviation >= 0."
             )
 
     @cached_property

@@ -82,6 +82,8 @@ class StudentTeacher(GradientFlow):
             raise ValueError(f"n_teacher = {self.n_teacher!r}; expected a whole number of units >= 1.")
         if self.radius is not None and not 0 < self.radius < math.inf:
             raise ValueError(f"radius = {self.radius}; expected a length > 0, or None for √d.")
+        if not math.isfinite(self.initial_mean):
+            raise ValueError(f"initial_mean = {self.initial_mean}; expected a finite number.")
         for name in ("alpha", "reinjection_rate", "initial_deviation", "initial_spread"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)}; expected a finite number >= 0.")

@@ -149,6 +149,11 @@ def test_impossible_problems_are_refused(a, y, penalty, what):
         sparse_measure(a, y, penalty)
 
 
+def test_a_grid_without_rows_is_refused():
+    with pytest.raises(ValueError, match=r"a grid of shape \(200,\); expected \(g, p\)"):
+        over_the_circle(grid=CIRCLE[:, 0])
+
+
 def test_a_gap_that_is_not_reached_raises(monkeypatch):
     a, y = problem(20, 40)
     with pytest.raises(RuntimeError, match="duality gap"):

@@ -225,6 +225,8 @@ def test_it_passes_the_door_in_both_precisions(case, dtype):
         ({"activation": "tanh", "n_data": 5, "radius": 0.5}, "a radius >= initial_scale"),
         ({"initial_scale": -1.0}, "initial_scale = -1.0"),
         ({"planted_scale": 0.0}, "planted_scale = 0.0"),
+        ({"initial_scale": 0.0}, "a neuron at 0 stays there"),
+        ({"penalty": math.inf}, "penalty = inf"),
     ],
 )
 def test_impossible_networks_are_refused(wrong, what):

@@ -80,6 +80,8 @@ def test_training_on_fresh_samples_lowers_the_loss():
         ({"activation": "relu"}, "activation = 'relu'; .*the odd part of ReLU units without bias is linear"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"n_data": 0}, "n_data = 0"),
+        ({"batch_size": 6.5}, "batch_size = 6.5; expected a whole number"),
+        ({"scale": 0.0}, "scale = 0.0"),
         ({"initial_spread": -1.0}, "initial_spread = -1.0"),
     ],
 )

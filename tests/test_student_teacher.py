@@ -154,6 +154,7 @@ def test_the_teacher_is_a_function_of_its_seed():
         ({"alpha": -1.0}, "alpha = -1.0"),
         ({"reinjection_rate": math.nan}, "reinjection_rate = nan"),
         ({"initial_spread": -0.1}, "initial_spread = -0.1"),
+        ({"initial_mean": math.nan}, "initial_mean = nan"),
     ],
 )
 def test_parameters_out_of_range_are_refused(wrong, told):

@@ -132,10 +132,12 @@ def sparse_measure_over(
         SparseMeasure whose features are the nodes in use; the dual is r in the features of `features_of_gram`.
 
     Raises:
-        ValueError: as for `sparse_measure`.
+        ValueError: as for `sparse_measure`, or a grid that is not (g, p).
         RuntimeError: the gap was not reached.
 
     """
+    if grid.ndim != 2 or not grid.size:
+        raise ValueError(f"sparse_measure_over: a grid of shape {grid.shape}; expected (g, p), one row for each place.")
     spacing = np.broadcast_to(np.asarray(spacing, dtype=np.float64), grid.shape[1:])
     nodes = grid[np.abs(pull(grid)).argmax()][None]
     for _ in range(MOST_ROUNDS):
