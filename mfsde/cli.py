@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        The exit code: 0, 1 after an error or a statement that is violated, 2 for wrong usage, 130 after Ctrl-C.
+        The exit code: 0, 1 after an error or a statement that does not hold, 2 for wrong usage, 130 after Ctrl-C.
 
     """
     options = _parser().parse_args(arguments)
@@ -496,9 +496,8 @@ def _verify(options: argparse.Namespace) -> int:
     import os
     from pathlib import Path
 
-    for given in filter(None, (options.json, options.out)):
-        if Path(given).exists() and not options.overwrite:
-            raise UsageError(f"{given} exists; choose another, or pass --overwrite.")
+    _check_verify(options)
+    from .analysis.check import HOLDS
     from .verification import catalogue, report
     from .verification.verify import dataset, verify
 
@@ -523,14 +522,36 @@ def _verify(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt(f"interrupted after {len(shown)} of {len(wanted)} items; nothing was stored") from stop
     print(f"\n{(report.caught if options.self_test else report.summary)(results)}")
     if options.json:
-        Path(options.json).write_text(report.as_json(results, **settings, workers=workers))
+        Path(options.json).write_text(report.as_json(results, **settings, workers=workers), encoding="utf-8")
         print(f"written to {options.json}")
     if options.out:
         dataset(results).to_zarr(options.out, mode="w", zarr_format=3, consolidated=False)
         print(f"stored in {options.out}: xarray.open_zarr({options.out!r}, consolidated=False)")
     if options.self_test:
         return int(not all(result.caught for result in results))
-    return int(any(result.verdict in ("violated", "error") for result in results))
+    return int(not all(result.verdict == HOLDS for result in results))
+
+
+def _check_verify(options: argparse.Namespace) -> None:
+    """Refuses what could only fail, or harm, after the work is done."""
+    from pathlib import Path
+
+    if options.workers is not None and options.workers < 1:
+        raise UsageError(f"--workers {options.workers}: expected a number of processes, 1 or more.")
+    if options.list and (options.json or options.out):
+        raise UsageError("--list measures nothing; --json and --out belong to what is measured.")
+    if options.json:
+        file = Path(options.json)
+        if file.is_dir():
+            raise UsageError(f"--json {file} is a folder; expected a file.")
+        if not file.parent.is_dir():
+            raise UsageError(f"--json {file}: there is no folder {file.parent}; make it first.")
+        if options.out and file.resolve() == Path(options.out).resolve():
+            raise UsageError(f"--json and --out are both {file}; give them two names.")
+        if file.exists() and not options.overwrite:
+            raise UsageError(f"--json {file} exists; choose another, or pass --overwrite.")
+    if options.out and Path(options.out).exists():
+        _check_replaced(Path(options.out), "verification", options.overwrite)
 
 
 def _check_analyse(options: argparse.Namespace) -> None:
@@ -545,24 +566,23 @@ def _check_analyse(options: argparse.Namespace) -> None:
         raise UsageError(f"--every {options.every}: expected a number of frames, 1 or more.")
     _check_figure(options)
     if options.out and Path(options.out).exists():
-        _check_replaced(Path(options.out), options)
+        inputs = [Path(store).resolve() for store in (options.store, options.reference) if store]
+        if Path(options.out).resolve() in inputs:
+            raise UsageError(f"--out {options.out} is a run that is analysed; choose another.")
+        _check_replaced(Path(options.out), "analysis", options.overwrite)
 
 
-def _check_replaced(out: Path, options: argparse.Namespace) -> None:
-    """An earlier analysis may be replaced when asked; nothing else may."""
+def _check_replaced(out: Path, kind: str, overwrite: bool) -> None:
+    """An earlier result of this kind may be replaced when asked; nothing else may."""
     import json
-    from pathlib import Path
 
-    inputs = [Path(store).resolve() for store in (options.store, options.reference) if store]
-    if out.resolve() in inputs:
-        raise UsageError(f"--out {out} is a run that is analysed; choose another.")
     try:
         attributes = json.loads((out / "zarr.json").read_text()).get("attributes", {})
     except (OSError, ValueError):
         attributes = {}
-    if attributes.get("long_name") != "analysis of a run":
-        raise UsageError(f"--out {out} exists and is no analysis; choose another, or remove it yourself.")
-    if not options.overwrite:
+    if not attributes.get("long_name", "").startswith(f"{kind} of "):
+        raise UsageError(f"--out {out} exists and is no {kind}; choose another, or remove it yourself.")
+    if not overwrite:
         raise UsageError(f"--out {out} exists; choose another, or pass --overwrite.")
 
 

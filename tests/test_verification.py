@@ -1,7 +1,9 @@
 """Verification: verdicts of items, what catches a fault, the table, JSON and Dataset, and the command."""
 
+import functools
 import json
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -137,3 +139,90 @@ def test_the_dataset_can_be_stored(results, tmp_path):
     assert back["verdict"].values.tolist() == ["holds", "violated", "hypothesis fails"]
     assert back["item_verdict"].values.tolist() == ["hypothesis fails"]
     np.testing.assert_allclose(back["high"][0], 1.3)
+
+
+# The command
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Every item gets these findings at once."""
+
+    def given(*findings):
+        def found(names, quick, faulty, index):
+            return Result(names[index], findings, 0.1)
+
+        monkeypatch.setattr(verification, "_measure", found)
+
+    return given
+
+
+@pytest.mark.parametrize(
+    ("findings", "code"),
+    [([claim(HOLDING), misprint(FAILING)], 0), ([claim(FAILING)], 1), ([claim(WITHOUT)], 1), ([], 1)],
+)
+def test_the_exit_code_is_0_only_where_everything_holds(answers, findings, code):
+    answers(*findings)
+    assert cli.main(["verify", "000", "--workers", "1"]) == code
+
+
+def test_the_exit_code_of_the_self_test_is_1_where_a_fault_is_missed(answers, capsys):
+    answers(claim(FAILING))
+    assert cli.main(["verify", "sphere", "--self-test", "--workers", "1"]) == 0
+    assert "1 of 1 planted faults caught" in capsys.readouterr().out
+    answers(claim(HOLDING), misprint(FAILING))
+    assert cli.main(["verify", "sphere", "--self-test", "--workers", "1"]) == 1
+    assert "MISSED  sphere" in capsys.readouterr().out
+
+
+def test_results_are_written_and_replaced_when_asked(answers, tmp_path, capsys):
+    answers(claim(HOLDING))
+    out, file = tmp_path / "found.zarr", tmp_path / "found.json"
+    arguments = ["verify", "sphere", "--workers", "1", "--json", str(file), "--out", str(out)]
+    assert cli.main(arguments) == 0
+    assert json.loads(file.read_text(encoding="utf-8"))["items"][0]["item"] == "sphere"
+    assert xr.open_zarr(out, consolidated=False).attrs["long_name"] == verification.LONG_NAME
+    assert cli.main(arguments) == 2
+    assert cli.main([*arguments, "--overwrite"]) == 0
+    assert "found.json exists; choose another, or pass --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sphear"], "did you mean sphere"),
+        (["--workers", "0"], "--workers 0: expected a number of processes, 1 or more"),
+        (["--workers", "-1"], "--workers -1: expected a number of processes, 1 or more"),
+        (["--json", "{folder}/missing/found.json"], "there is no folder"),
+        (["--json", "{folder}", "--overwrite"], "is a folder; expected a file"),
+        (["--json", "{folder}/found", "--out", "{folder}/found"], "give them two names"),
+        (["--out", "{folder}", "--overwrite"], "exists and is no verification"),
+        (["--list", "--json", "{folder}/found.json"], "--list measures nothing"),
+    ],
+)
+def test_what_could_only_fail_or_harm_after_the_work_is_refused_before(tmp_path, capsys, arguments, message):
+    assert cli.main(["verify", *(text.format(folder=tmp_path) for text in arguments)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_statements_are_listed_and_nothing_is_measured(capsys):
+    assert cli.main(["verify", "000", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [what.name for what in catalogue.chosen(["000"])]
+
+
+def test_an_interrupt_says_how_far_it_came(monkeypatch, capsys):
+    def interrupted(names, quick, faulty, index):
+        if index:
+            raise KeyboardInterrupt
+        return Result(names[index], (claim(HOLDING),), 0.1)
+
+    monkeypatch.setattr(verification, "_measure", interrupted)
+    assert cli.main(["verify", "sphere", "bounded-lipschitz", "--workers", "1"]) == 130
+    assert "interrupted after 1 of 2 items; nothing was stored" in capsys.readouterr().err
+
+
+def test_items_and_what_they_find_can_be_sent_to_another_process():
+    task = functools.partial(verification._measure, ("bounded-lipschitz",), True, False)
+    result = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(task))(0)))
+    assert (result.name, result.verdict) == ("bounded-lipschitz", "holds")

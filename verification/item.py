@@ -141,13 +141,13 @@ def measured(what: Item, *, quick: bool, faulty: bool) -> Result:
     findings: list[Finding] = []
     error = ""
     try:
-        findings.extend(_named(f) for f in what.measure(quick, faulty))
+        findings.extend(_with_number(f) for f in what.measure(quick, faulty))
     except Exception as problem:
         error = f"{type(problem).__name__}: {problem}"
     return Result(what.name, tuple(findings), time.perf_counter() - start, error)
 
 
-def _named(finding: Finding) -> Finding:
+def _with_number(finding: Finding) -> Finding:
     """Checks without numbers have no interval to fail."""
     check = finding.check
     if math.isnan(check.margin) and check.verdict == HOLDS:

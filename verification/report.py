@@ -37,7 +37,8 @@ def summary(results: Sequence[Result]) -> str:
         for verdict, names in sorted(counts.items(), key=lambda pair: pair[0] != HOLDS)
     )
     n_checks = sum(len(r.findings) for r in results)
-    return f"{len(results)} items, {n_checks} checks: {told}; {sum(r.seconds for r in results):.0f} s of work"
+    items_and_checks = f"{_counted(len(results), 'item')}, {_counted(n_checks, 'check')}"
+    return f"{items_and_checks}: {told}; {sum(r.seconds for r in results):.0f} s of work"
 
 
 def self_test_row(result: Result) -> str:
@@ -157,6 +158,10 @@ def _clarity(check: Check) -> float:
     """The margin in units of what is allowed, which a violated margin exceeds."""
     allowed = ERRORS * check.stderr + check.discretisation + ROUNDING * max(abs(check.lhs), abs(check.rhs))
     return abs(check.margin) / allowed
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _number(value: float) -> str:

@@ -15,6 +15,9 @@ from mfsde.workers import at_least_one, run_all
 from .catalogue import chosen, items
 from .item import Result, measured
 
+# By this a stored Dataset is known as one of these.
+LONG_NAME = "verification of the source documents"
+
 
 def verify(
     *names: str,
@@ -36,7 +39,7 @@ def verify(
         One result for each item, in the order of the catalogue or of the names.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, workers below 1.
         TypeError: workers is no whole number.
 
     """
@@ -78,17 +81,22 @@ def dataset(results: Sequence[Result]) -> xr.Dataset:
     data = {
         name: ("check", np.array(values, dtype=float), {"long_name": text}) for name, (values, text) in numbers.items()
     }
-    data |= {name: ("check", np.array(values, dtype=str)) for name, values in words.items()}  # type: ignore[misc]
-    data["item_verdict"] = ("item", np.array([r.verdict for r in results], dtype=str))  # type: ignore[assignment]
+    data |= {name: ("check", _text(values)) for name, values in words.items()}  # type: ignore[misc]
+    data["item_verdict"] = ("item", _text([r.verdict for r in results]))  # type: ignore[assignment]
     data["seconds"] = ("item", np.array([r.seconds for r in results]), {"long_name": "time taken", "units": "s"})
     known = items()
     coordinates = {
-        "item": [r.name for r in results],
-        "source": ("item", [known[r.name].source for r in results]),
-        "statement": ("item", [known[r.name].statement for r in results]),
+        "item": ("item", _text([r.name for r in results])),
+        "source": ("item", _text([known[r.name].source for r in results])),
+        "statement": ("item", _text([known[r.name].statement for r in results])),
     }
-    attributes = {"long_name": "verification of the source documents", **provenance.versions()}
+    attributes = {"long_name": LONG_NAME, **provenance.versions()}
     return xr.Dataset(data, coordinates, attributes)
+
+
+def _text(values: Sequence[str]) -> np.ndarray:
+    """Strings of variable length: Zarr 3 specifies no data type for those of a fixed one."""
+    return np.array(values, dtype=object)
 
 
 def _measure(names: tuple[str, ...], quick: bool, faulty: bool, index: int) -> Result:
