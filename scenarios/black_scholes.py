@@ -97,7 +97,7 @@ class BlackScholes:
         return cls((price,) * dim, (growth,) * dim, sigma, (1.0,), mean, (-strike,))
 
     def __post_init__(self) -> None:
-        if not self.start or not all(0 < x < math.inf for x in self.start):
+        if not isinstance(self.start, Sequence) or not self.start or not all(0 < x < math.inf for x in self.start):
             raise ValueError(
                 f"start = {self.start}; expected one positive price for each asset, at least one: at 0 an asset stays."
             )
@@ -155,9 +155,10 @@ class BlackScholes:
         With K = -b/α and d± = (log(x/K) + (μ ± ½s²)t)/(s√t): E(X - K)_+ = x e^{μt} Φ(d+) - K Φ(d-). Not discounted.
 
         Raises:
-            ValueError: several assets, or another activation.
+            ValueError: several assets, another activation, t < 0.
 
         """
+        _check_time(t)
         if self.dim != 1 or self.activation != "relu":
             raise ValueError(
                 f"BlackScholes.value: no closed form for d = {self.dim} and {self.activation!r}; it is there for d = 1 "
@@ -178,6 +179,7 @@ class BlackScholes:
         return {"n_particles": 2000, "n_replicas": 8, "horizon": 1.0, "dt": 0.01, "seed": 0, "save_every": 10}
 
     def _lognormal(self, t: float, start: Tensor) -> CorrelatedLogNormal:
+        _check_time(t)
         growth, sigma = (torch.tensor(v, dtype=torch.float64) for v in (self.growth, self.sigma))
         return CorrelatedLogNormal(start + (growth - 0.5 * sigma.square().sum(-1)) * t, sigma * math.sqrt(t))
 
@@ -266,8 +268,16 @@ def _root(matrix: Tensor) -> Tensor:
     return root
 
 
+def _check_time(t: float) -> None:
+    if not 0 <= t < math.inf:
+        raise ValueError(f"t = {t}; expected the time that passes, a number >= 0.")
+
+
 def _check(name: str, rows: Matrix, n_rows: int, width: int | None) -> None:
     """`n_rows` rows of `width` finite numbers, of one width of 1 or more where it is None."""
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Sequence) for row in rows):
+        shown = rows[0] if n_rows == 1 and isinstance(rows, list) else rows
+        raise ValueError(f"{name} = {shown}; expected a tuple, with a tuple for each row of a matrix.")
     widths = sorted({len(row) for row in rows})
     fits = len(rows) == n_rows >= 1 and len(widths) == 1 and (widths == [width] if width is not None else widths[0] > 0)
     if not fits:

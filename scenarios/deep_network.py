@@ -38,7 +38,8 @@ class DeepNetwork(MeanFieldLangevin):
         n_data: number n of data.
 
     Raises:
-        ValueError: fewer than two sizes or one below 1, an unknown activation, a variance <= 0, no data.
+        ValueError: fewer than two sizes or one below 1, an unknown activation, a σ that is no number >= 0, a
+            variance <= 0, no whole number of data >= 1.
 
     Source: Szpruch, Mean-field Langevin dynamics in the energy landscape of neural networks (2019), "What is a neural
     net?"; Hu, Ren, Siska, Szpruch (2019) for the dynamics.
@@ -52,17 +53,20 @@ class DeepNetwork(MeanFieldLangevin):
     n_data: int = 32
 
     def __post_init__(self) -> None:
-        if len(self.layers) < 2 or not all(isinstance(size, int) and size >= 1 for size in self.layers):
+        sizes = self.layers if isinstance(self.layers, Sequence) else ()
+        if len(sizes) < 2 or not all(isinstance(size, int) and size >= 1 for size in sizes):
             raise ValueError(
                 f"layers = {self.layers}; expected whole numbers >= 1, at least two: inputs and outputs, with the "
                 "hidden layers between them."
             )
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation = {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}.")
-        if not 0 < self.prior_variance < math.inf or self.n_data < 1:
+        if not 0 <= self.sigma < math.inf:
+            raise ValueError(f"sigma = {self.sigma}; expected a number >= 0, and 0 for descent without noise.")
+        if not 0 < self.prior_variance < math.inf or not isinstance(self.n_data, int) or self.n_data < 1:
             raise ValueError(
                 f"prior_variance = {self.prior_variance}, n_data = {self.n_data}; expected a positive variance and one "
-                "data point or more."
+                "data point or more, as a whole number."
             )
 
     @property

@@ -124,6 +124,9 @@ def test_a_run_has_eulers_own_moments_and_the_payoff_as_observable():
     ("fields", "message"),
     [
         ({"start": ()}, "one positive price for each asset"),
+        ({"start": 100.0}, "start = 100.0; expected one positive price"),
+        ({"growth": 0.05}, "growth = 0.05; expected a tuple"),
+        ({"sigma": (0.2, 0.2, 0.2)}, "sigma = .*; expected a tuple"),
         ({"start": (1.0, 0.0, 1.0)}, "one positive price"),
         ({"start": (1.0, math.inf, 1.0)}, "one positive price"),
         ({"growth": (0.1,)}, r"growth has 1 row\(s\) of \[1\] numbers; expected 1 of 3"),
@@ -147,6 +150,9 @@ def test_what_has_no_answer_is_refused():
     for dim, volatility, correlation in [(0, 0.2, 0.0), (3, 0.2, -0.6), (2, 0.2, 1.1), (2, -1.0, 0.0)]:
         with pytest.raises(ValueError, match="can be correlated alike"):
             equicorrelated(dim, volatility, correlation)
+    for law in (BlackScholes().multiplier, BlackScholes().limit, BlackScholes.basket(1).value):
+        with pytest.raises(ValueError, match=r"t = -1\.0; expected the time that passes"):
+            law(-1.0)
     with pytest.raises(ValueError, match="no closed form for d = 3"):
         BlackScholes().value(1.0)
     with pytest.raises(ValueError, match=r"expected \(d,\) and \(d, q\)"):

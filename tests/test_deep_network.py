@@ -100,6 +100,10 @@ def test_training_lowers_the_risk():
         ({"prior_variance": 0.0}, "expected a positive variance"),
         ({"prior_variance": math.inf}, "expected a positive variance"),
         ({"n_data": 0}, "one data point or more"),
+        ({"n_data": 3.5}, "as a whole number"),
+        ({"sigma": -0.1}, "expected a number >= 0"),
+        ({"sigma": math.nan}, "expected a number >= 0"),
+        ({"layers": 4}, "at least two: inputs and outputs"),
     ],
 )
 def test_bad_input_is_refused(fields, message):
