@@ -100,7 +100,7 @@ def uniform_chaos(quick: bool, faulty: bool) -> Iterator[Finding]:
     late = chaos.uniform_in_time(chaos.squared_error(runs[-1], references[-1]))
     half = slice(len(exact) // 2, None)
     expected = np.polynomial.polynomial.polyfit(runs[-1].time.values[half], np.log(exact[half]), 1)[1]
-    # A growth rate of 0 up to what is left of the transient.
+    # The exact error still grows at this rate: what is left of the transient.
     yield claim(
         identity("growth rate for t in [6, 12]", late.value, 0.0, stderr=late.stderr, discretisation=abs(expected))
     )

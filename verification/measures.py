@@ -80,7 +80,7 @@ def sphere(quick: bool, faulty: bool) -> Iterator[Finding]:
     preactivation = rectified_mean(float(SHIFT[1:] @ INPUT), DEVIATION * float(INPUT.norm()))
     yield claim(
         identity(
-            f"∫ a[b·x]₊ dh(μ) against E a E[b·x]₊ of the law, R = {n_replicas}",
+            f"∫ a[b·x]₊ dh(μ); E a E[b·x]₊ of the law, R = {n_replicas}",
             image.integrate(unit).numpy(),
             float(SHIFT[0]) * preactivation,
         )
@@ -153,11 +153,12 @@ def dual_value(a: tuple[Array, Array], b: tuple[Array, Array], convention: str) 
 @item(
     source="000, BL norm",
     statement="‖μ - ν‖ = sup ∫φ d(μ - ν): {|φ| ≤ 1, Lip ≤ 1} is transport at cost min(r, 2), unequal masses through a "
-    "node at cost 1; {|φ| + Lip ≤ 1} is max_s transport at cost min((1-s)r, 2s); both metrise weak convergence",
-    hypotheses=("φ Lipschitz as well as bounded",),
+    "node at cost 1; {|φ| + Lip ≤ 1} is max_s transport at cost min((1-s)r, 2s), that node at cost s; both metrise the "
+    "weak convergence of non-negative measures",
+    hypotheses=("φ Lipschitz as well as bounded", "μ, ν finite and non-negative"),
     misprints=(
-        "printed: sup over |φ| ≤ 1 alone; without the Lipschitz condition it is total variation, 2 for any two "
-        "distinct Diracs, and δ_{1/n} → δ_0 does not converge",
+        'printed: sup over |φ| ≤ 1 alone, "some Lipschitz conditions" being ignored in a footnote; without them it is '
+        "total variation, 2 for any two distinct Diracs, and δ_{1/n} → δ_0 does not converge",
     ),
     fault="lengths are doubled: Lip φ ≤ 2",
 )
@@ -184,7 +185,7 @@ def bounded_lipschitz(quick: bool, faulty: bool) -> Iterator[Finding]:
         # Both programs and the maximum over s are solved to 1e-9 of the masses or better.
         yield claim(
             identity(
-                f"{n} against {n} atoms of unequal masses on a plane, {told}: transport against the dual program",
+                f"{n} and {n} atoms of a plane, {told}: transport; dual",
                 norm(a, b, convention),
                 dual_value(a, b, convention),
                 discretisation=1e-8,
