@@ -6,8 +6,8 @@ Rotskoff, Mean-field neural networks (2020), birth-death dynamics (37), and the 
 Vanden-Eijnden, Global convergence of neuron birth-death dynamics (2019): f = ⅓[N(-2, ½) - 2N(0, 1) + N(2, ½)], units
 c N(x; y, ½), n = 200, y₀ ~ U(-2, 2) or y₀ ~ N(-2, 0.1²). Ours: α = 1, c ~ N(0, 1), reinjection at rate 0.01 from
 N(0, 1) × N(0, 4), times and replicas. Above the losses with the range over replicas; below f_n at the end against f.
-From the bad start births and deaths alone stay in descent's local minimum: escape needs reinjection. Writes
-birth-death.png.
+From the bad start births and deaths alone stay where descent does, near the stationary network of two units: in these
+runs escape needs reinjection. Writes birth-death.png.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
 
-    n, n_replicas, horizon = (60, 3, 20.0) if options.small else (200, 4, 60.0)
+    n, n_replicas, horizon = (60, 3, 16.0) if options.small else (200, 4, 60.0)
     figure, axes = plt.subplots(2, 2, figsize=(9, 5.6), layout="constrained", sharex="row", sharey="row")
     x = np.linspace(-5, 5, 401)
     for (above, below), (start, title) in zip(axes.T, STARTS, strict=True):

@@ -42,18 +42,18 @@ class GaussianMixture:
     With x integrated against Lebesgue's measure everything is a Gaussian in closed form; E(0) = ½∫f² = 0.06886827. The
     pairs cost O(N²).
 
-    From the left, descent ends in a local minimum (loss 0.0137), and so do births and deaths of finitely many neurons:
-    global convergence asks for a support that stays full. With reinjection, however slow, they find the rest of f.
+    From the left, descent stays near the stationary network of two units (loss 0.0137), and so do births and deaths of
+    finitely many neurons: global convergence asks for a support that stays full. With reinjection they find the rest.
 
     Args:
-        alpha: α, births and deaths against transport; 0 is plain descent.
-        reinjection_rate: rate at which neurons are replaced by draws from N(0, diag(1, 4)), of full support. At 0 there
-            is no method `reinjection`.
+        alpha: α >= 0, births and deaths against transport; 0 is plain descent. Ours: the source does not say.
+        reinjection_rate: rate at which neurons are replaced by draws from N(0, diag(1, 4)), of full support; ours. At 0
+            there is no method `reinjection`.
         initial_places: "uniform", y ~ U(-2, 2), or "left", y ~ N(-2, 0.1²), where no neuron sees the right of f.
         initial_deviation: c ~ N(0, initial_deviation²); the source does not say.
 
     Raises:
-        ValueError: initial places of another name, a negative rate.
+        ValueError: initial places of another name; a rate or deviation that is negative or not finite.
 
     Source: Rotskoff, Jelassi, Bruna, Vanden-Eijnden, Global convergence of neuron birth-death dynamics, 2019.
 
@@ -67,8 +67,9 @@ class GaussianMixture:
     def __post_init__(self) -> None:
         if self.initial_places not in ("uniform", "left"):
             raise ValueError(f"initial_places = {self.initial_places!r}; expected 'uniform' or 'left'.")
-        if not self.reinjection_rate >= 0:
-            raise ValueError(f"reinjection_rate = {self.reinjection_rate}; expected a rate per unit time, >= 0.")
+        for name in ("alpha", "reinjection_rate", "initial_deviation"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} = {getattr(self, name)}; expected a finite number >= 0.")
 
     @cached_property
     def energy(self) -> Energy:

@@ -14,11 +14,12 @@ import torch
 import xarray as xr
 from scipy.integrate import quad, solve_ivp
 from scipy.linalg import expm
+from scipy.optimize import minimize
 from torch import Tensor
 
 import mfsde
 from mfsde import EmpiricalMeasure, Energy, Gaussian, Law, limit
-from mfsde.analysis import rates
+from mfsde.analysis import replicas
 from mfsde.analysis.check import identity, inequality
 from mfsde.limit.characteristics import quadrature
 from mfsde.scenarios import StudentTeacher
@@ -196,12 +197,14 @@ def measure_at(run: xr.Dataset, time: int) -> EmpiricalMeasure:
 
 
 def order(errors: list[float]) -> tuple[float, float]:
-    """The order of errors at steps τ, τ/2, τ/4, and twice its last change.
+    """The order of errors at steps τ, τ/2, τ/4, τ/8 extrapolated to τ = 0, and its declared error.
 
-    It approaches its limit like c τ, so that what is left is the last change to leading order; the rest is for τ².
+    log₂ of a ratio of errors is p + cτ + O(τ²): twice the second less the first is p + O(τ²), at τ/2 with a quarter of
+    that error. The last change is three times what is left to leading order.
     """
     found = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
-    return found[-1], 2 * abs(found[-1] - found[-2])
+    before, after = (2 * b - a for a, b in itertools.pairwise(found))
+    return after, abs(after - before)
 
 
 # Implicit schemes -----------------------------------------------------------------------------------------------------
@@ -209,8 +212,9 @@ def order(errors: list[float]) -> tuple[float, float]:
 
 @item(
     source="003, (15)–(17), (35)–(36)",
-    statement="argmin V + |x − x_k|²/2τ is implicit Euler: (1 + τk)^{−n} on V = kx²/2; argmin E + KL(·|μ_k)/(ατ) is "
-    "the mirror step: μ_t ∝ μ₀e^{−αVt} exactly for linear E, of order τ towards (35) else",
+    statement="On V = kx²/2 explicit Euler (15) is (1 − τk)^n, argmin V + |x − x_k|²/2τ is implicit Euler, "
+    "(1 + τk)^{−n}; argmin E + KL(·|μ_k)/(ατ) is the mirror step: μ_t ∝ μ₀e^{−αVt} exactly for E linear in μ, of "
+    "order τ towards (35) else",
     hypotheses=("V independent of μ for exactness; smooth E for the order",),
     fault="KL/(2ατ) in place of KL/(ατ), after the pattern of W₂²/(2τ)",
 )
@@ -224,14 +228,18 @@ def proximal_steps(quick: bool, faulty: bool) -> Iterator[Finding]:
     shrunk = case.centre * (1 + tau * case.k) ** -n_steps
     # Newton's method ends at 1e-10 of a step.
     yield claim(identity("implicit Euler, mean after 8 steps of τ = 1/4", end_mean(moved), shrunk, discretisation=1e-9))
-    explicit = case.centre * (1 - tau * case.k) ** n_steps
-    yield claim(
-        inequality("explicit (15) decays faster: (1 − τk)^n against the implicit mean", explicit, end_mean(moved))
-    )
+    stepped = mfsde.simulate(
+        Still(case), n_particles=16, n_replicas=1, horizon=tau * n_steps, dt=tau, seed=0, save_every=n_steps,
+        keep_particles=0, observables=("mean",), method="euler",
+    )["mean"].values.reshape(-1)  # fmt: skip
+    # In single precision, a rounding for each step.
+    rounding = n_steps * float(np.finfo(np.float32).eps)
+    ratio, factor = float(stepped[-1] / stepped[0]), (1 - tau * case.k) ** n_steps
+    yield claim(identity("explicit Euler (15): (1 − τk)^n, n = 8, τ = 1/4", ratio, factor, discretisation=rounding))
     exact = case.centre * math.exp(-case.k * 2.0)
     errors = [
         abs(end_mean(limit.jko(Still(case), 2.0 / n, n, start=points)) - exact)
-        for n in ((8, 16, 32) if quick else (16, 32, 64))
+        for n in ((8, 16, 32, 64) if quick else (16, 32, 64, 128))
     ]
     value, change = order(errors)
     yield claim(identity("order in τ of implicit Euler towards the gradient flow", value, 1.0, discretisation=change))
@@ -248,7 +256,7 @@ def proximal_steps(quick: bool, faulty: bool) -> Iterator[Finding]:
     reference = float(flow["energy"].values[-1].squeeze())
     rate = interacting.alpha * (2.0 if faulty else 1.0)
     errors = []
-    for n in (4, 8, 16) if quick else (8, 16, 32):
+    for n in (4, 8, 16, 32) if quick else (8, 16, 32, 64):
         found = limit.jko(Still(interacting), 1.0 / n, n, geometry="kl", alpha=rate, start=nodes)
         errors.append(abs(float(found["energy"].values[-1].squeeze()) - reference))
     value, change = order(errors)
@@ -269,11 +277,13 @@ def end_variance(run: xr.Dataset) -> float:
 
 
 @item(
-    source="003, (33)–(34), (37), Theorem",
-    statement="∂_tμ = ∇·(μ∇V) − α(V − V̄)μ: mass 1, N conserved; Gaussians under V = kx²/2: m' = −km(1+αv), v' = −2kv − "
-    "αkv² (+σ²); dE/dt = −∫|∇V|² dμ − α Var_μ V; at finite N rates times N/(N−1)",
-    hypotheses=("E smooth",),
-    misprints=("printed: (33) without V̄; it loses the mass ∫ exp(−α∫₀^t V) and (34) does not",),
+    source="003, (33)–(34), (37), dE/dt",
+    statement="∂_tμ = ∇·(μ∇V) − α(V − V̄)μ has mass 1; on V = kx²/2 Gaussians stay so: m' = −km(1+αv), v' = −2kv − αkv² "
+    "(+σ² with noise σ); dE/dt = −∫|∇V|² dμ − α Var_μ V; N particles that copy a uniform other: rates times N/(N−1)",
+    hypotheses=("E smooth, V = δE/δμ", "no noise for dE/dt", "a Gaussian start for the moments"),
+    misprints=(
+        "(33), without V̄, does not conserve mass: ∫ exp(−α∫₀^t V) dμ₀ along the transport is left, and (34) does",
+    ),
     fault="the rate is 2αV",
 )
 def birth_death(quick: bool, faulty: bool) -> Iterator[Finding]:
@@ -298,14 +308,16 @@ def birth_death(quick: bool, faulty: bool) -> Iterator[Finding]:
         yield claim(identity(f"variance, {where}", variance, float(v), discretisation=lost))
     smooth = Quadratic(fault=fault)
     m, v = smooth.moments(1.0)
-    few, many = (32, 128) if quick else (48, 800)
+    few, many, h = (256, 96, 0.0125) if quick else (512, 256, 0.00625)
     run = mfsde.simulate(
-        smooth, n_particles=few, n_replicas=many, horizon=1.0, dt=0.05, seed=6, save_every=20, keep_particles=0,
+        smooth, n_particles=few, n_replicas=many, horizon=1.0, dt=h, seed=6, save_every=round(1 / h), keep_particles=0,
         observables=("mean",), method="dopri5+clocks",
     ).isel(time=-1)  # fmt: skip
-    # The mean of clocks has the splitting's error, and at finite N that of cov(V, x): 1/N of the rate's part.
+    # The splitting's error, and what copies take of Cov(V, x): 2/N of the reaction's share for each event of a
+    # particle, E|L| < 1 of them. The N/(N − 1) of the rates undoes the empirical covariance's.
     share = abs(float(m) - smooth.centre * math.exp(-smooth.k))
-    off = float(abs(split_exactly(smooth, 0.05, 20)[0] - m) + share / few)
+    clean = replace(smooth, fault=1.0)
+    off = float(abs(split_exactly(clean, h, round(1 / h))[0] - clean.moments(1.0)[0]) + 2 * share / few)
     yield claim(
         identity(
             f"mean, clocks, N = {few}, R = {many}, t = 1",
@@ -317,8 +329,14 @@ def birth_death(quick: bool, faulty: bool) -> Iterator[Finding]:
     flow = limit.characteristics(smooth, [0.0, 0.5, 1.0], n_nodes=256)
     for name, got, want in (("mean", end_mean(flow), m), ("variance", end_variance(flow), v)):
         yield claim(identity(f"{name} along characteristics, t = 1", got, float(want), discretisation=1e-8))
-    yield claim(identity("mass of (34) at t = 1", float(flow["weight"].isel(time=-1).sum()), 1.0))
-    yield misprint(identity("mass of (33) at t = 1, printed without V̄", printed_mass(smooth, 1.0), 1.0))
+    mass = printed_mass(smooth, 1.0)
+    mean_rate = quad(lambda s: smooth.alpha * float(smooth.excess(np.array(s))), 0.0, 1.0)[0]
+    yield claim(
+        identity(
+            "mass of (34) at t = 1, ∫ exp(−α∫₀^t (V − V̄)) dμ₀", mass * math.exp(mean_rate), 1.0, discretisation=1e-8
+        )
+    )
+    yield misprint(identity("mass of (33) at t = 1, printed without V̄", mass, 1.0))
     yield from _two_states(quick, fault)
     yield from _dissipation(fault)
 
@@ -336,7 +354,7 @@ def split_exactly(case: Quadratic, h: float, n_steps: int) -> Array:
 def printed_mass(case: Quadratic, t: float) -> float:
     """∫ exp(-α ∫₀^t V) dμ₀ along x e^{-ks}: the mass of (33)."""
     start = quadrature(case.initial(), 256)
-    fall = 0.25 * case.alpha * (1 - math.exp(-2 * case.k * t))
+    fall = 0.25 * case.fault * case.alpha * (1 - math.exp(-2 * case.k * t))
     return float((start.weights * torch.exp(-fall * start.points[:, 0].square())).sum())
 
 
@@ -421,19 +439,19 @@ def target(x: Array) -> Array:
 
 
 @item(
-    source="003, mixture of Gaussians",
-    statement="C_f = ½∫f² = .0688682701; from y₀ ~ U(−2, 2) both learn; from y₀ ~ N(−2, .1²) "
-    "descent stays in a local minimum of loss .0137, and birth–death leaves it only with reinjection (full support)",
-    hypotheses=("supp μ₀ = D (checked: the rightmost of n neurons)",),
-    misprints=(
-        "read literally, birth–death alone escapes the bad start: at n = 200 it only copies what is there and stays at "
-        "descent's loss; escape needs reinjection",
+    source="003, Theorem (global convergence), mixture of Gaussians",
+    statement="C_f = ½∫f² = .0688682701; from y₀ ~ U(−2, 2) n neurons learn with and without births; from y₀ ~ "
+    "N(−2, .1²) both descent and birth–death stay near the stationary network of two units, of loss .0137234, where "
+    "birth–death with reinjection (full support) does not",
+    hypotheses=(
+        "supp μ₀ = D and n = ∞ in the theorem (checked: the rightmost of n neurons)",
+        "n and t of the runs: n neurons have no tails, and the loss near two units still falls, by ¼ % until t = 1000",
     ),
     fault="new neurons come from the bad start instead of a law of full support",
     cost=1.5,
 )
 def gaussian_mixture(quick: bool, faulty: bool) -> Iterator[Finding]:
-    """Losses at the end, replicas paired by their noise."""
+    """Losses at the end, replicas paired by their noise. A run has escaped below half of the loss of two units."""
     square = quad(
         lambda x: 0.5 * float(target(np.array(x))) ** 2, -15, 15, epsabs=1e-13, limit=200,
     )[0]  # fmt: skip
@@ -441,29 +459,42 @@ def gaussian_mixture(quick: bool, faulty: bool) -> Iterator[Finding]:
     yield claim(identity("C_f, sums of Gaussians", LOSS_OF_NONE, 0.0688682701, discretisation=5e-11))
     left = GaussianMixture(initial_places="left", alpha=0.0)
     fed = (FedByStart if faulty else GaussianMixture)(initial_places="left", alpha=1.0, reinjection_rate=0.01)
+    plateau = two_units()
+    yield claim(identity("stationary network of two units, loss", plateau, 0.0137234238, discretisation=5e-11))
     stuck, alone = losses(left, quick), losses(replace(left, alpha=1.0), quick)
     escaped = losses(fed, quick)
-    n = 100 if quick else 200
-    half, local = 0.5 * float(stuck.mean()), 0.0137
-    yield claim(inequality(f"bad start, descent, n = {n}: loss ≥ .0136", 0.0136, stuck))
-    yield claim(inequality(f"bad start, birth–death without reinjection, n = {n}: loss ≥ .0136", 0.0136, alone))
-    yield claim(
-        inequality(f"bad start, birth–death with reinjection .01, n = {n}: below half of descent", escaped, 0.5 * stuck)
-    )
-    told = unseen(left, n)
+    n, t = (100, 40) if quick else (200, 60)
+    for name, found in (("descent", stuck), ("birth–death without reinjection", alone)):
+        yield claim(inequality(f"bad start, {name}, n = {n}, t = {t}: has not escaped", 0.5 * plateau, found))
+    yield claim(inequality(f"bad start, reinjection .01, n = {n}, t = {t}: has escaped", escaped, 0.5 * plateau))
     yield outside(
-        inequality(f"global convergence from the bad start, n = {n}, no reinjection", alone, half, hypotheses=[told])
+        inequality(
+            f"bad start, n = {n}, t = {t}, no reinjection: has escaped",
+            alone,
+            0.5 * plateau,
+            hypotheses=[unseen(left, n)],
+        )
     )
-    yield misprint(inequality(f"read literally: birth–death alone escapes, n = {n}", alone, 0.5 * stuck))
     good = GaussianMixture(alpha=0.0)
     for name, case in (("descent", good), ("birth–death", replace(good, alpha=1.0))):
         yield claim(
             inequality(
-                f"good start, {name}, n = {n}: loss below a tenth of the local minimum",
-                losses(case, quick),
-                0.1 * local,
+                f"good start, {name}, n = {n}, t = {t}: a tenth of two units' loss", losses(case, quick), 0.1 * plateau
             )
         )
+
+
+def two_units() -> float:
+    """The loss where descent of two units from the bad start ends, by Newton's method of secants."""
+    energy = GaussianMixture().energy
+
+    def loss(z: Array) -> tuple[float, Array]:
+        mu = EmpiricalMeasure(torch.from_numpy(z.reshape(2, 2)))
+        slope = 0.5 * energy.intrinsic_derivative(mu, mu.points)
+        return float(energy(mu)), slope.numpy().ravel()
+
+    found = minimize(loss, [0.5, -2.1, -0.5, -1.9], jac=True, method="BFGS", options={"gtol": 1e-9})
+    return float(found.fun)
 
 
 # The planted network --------------------------------------------------------------------------------------------------
@@ -471,34 +502,31 @@ def gaussian_mixture(quick: bool, faulty: bool) -> Iterator[Finding]:
 
 @item(
     source="003, planted ReLU",
-    statement="d = 50, 10 teacher units, 50 students, unit-sphere inputs: birth–death is below plain descent early "
-    "(t = 4) and both fall; at finite n without reinjection it loses directions, and is above descent later (t = 80)",
-    hypotheses=("α = 4 and the laws of teacher and start are ours",),
-    misprints=(
-        "read literally, birth–death has the lower loss at all times: 50 neurons in 51 dimensions lose by each death a "
-        "direction that no copy brings back",
+    statement="d = 50, 10 teacher units, unit-sphere inputs: the loss of birth–death is below that of plain descent "
+    "early (t = 4); at n = 50 it is above later (t = 80), at n = 500 it is still below (t = 20, in full t = 80)",
+    hypotheses=(
+        "α = 1, the laws of teacher and start and the times are ours",
+        "finite n without reinjection: support lost by a death does not come back, and the loss at late times tells n",
     ),
-    fault="the rate has the other sign, at a 16th of its size: neurons of high V are copied",
+    fault="the rate has the other sign, at a quarter of its size: neurons of high V are copied",
     cost=1.0,
 )
 def planted_relu(quick: bool, faulty: bool) -> Iterator[Finding]:
-    """Losses of replicas paired by start, early and late."""
-    n_replicas = 16 if quick else 48
-    case = Contrary.planted(alpha=PACE / 16) if faulty else StudentTeacher.planted(alpha=PACE)
+    """Losses of replicas paired by start and noise, early and late, few neurons and many."""
+    n_replicas = 32 if quick else 48
+    case = Contrary.planted(alpha=0.25) if faulty else StudentTeacher.planted(alpha=1.0)
     plain = StudentTeacher.planted(alpha=0.0)
     early = {"n_particles": 50, "n_replicas": n_replicas, "horizon": 4.0, "dt": 0.1}
-    late = {"n_particles": 50, "n_replicas": n_replicas // 2, "horizon": 80.0, "dt": 0.5 if quick else 0.25}
     births, descent = losses(case, quick, **early), losses(plain, quick, **early)
-    yield claim(inequality(f"loss, birth–death ≤ descent, t = 4, R = {n_replicas}", births, descent))
+    yield claim(inequality(f"birth–death ≤ descent, n = 50, t = 4, R = {n_replicas}", births, descent))
+    n_replicas //= 2
+    late = {"n_particles": 50, "n_replicas": n_replicas, "horizon": 80.0, "dt": 0.5 if quick else 0.25}
     births, descent = losses(case, quick, **late), losses(plain, quick, **late)
-    where = f"t = 80, R = {n_replicas // 2}"
-    yield claim(inequality(f"loss of birth–death, {where}: below half of C_f", births, 0.5 * plain.loss_of_none))
-    yield claim(inequality(f"loss, descent ≤ birth–death of 50 neurons, {where}", descent, births))
-    yield misprint(inequality(f"read literally: birth–death ≤ descent, {where}", births, descent))
-
-
-# α of the planted example.
-PACE = 4.0
+    yield claim(inequality(f"descent ≤ birth–death, n = 50, t = 80, R = {n_replicas}", descent, births))
+    wide = {"n_particles": 500, "n_replicas": 4 if quick else 8, "horizon": 20.0 if quick else 80.0, "dt": 0.4}
+    births, descent = losses(case, quick, **wide), losses(plain, quick, **wide)
+    where = f"n = 500, t = {wide['horizon']:g}, R = {wide['n_replicas']}"
+    yield claim(inequality(f"birth–death ≤ descent, {where}", births, descent))
 
 
 @dataclass(frozen=True)
@@ -516,10 +544,9 @@ class Contrary(StudentTeacher):
 
 @item(
     source="003, (38)",
-    statement="E(t) ≤ C/t; attained by pure birth–death on V = kx²/2, E = 1/(2αt) + O(t⁻²); with transport E falls "
-    "like e^{−2kt}",
-    hypotheses=("V = kx²/2, a Gaussian start",),
-    misprints=("(38) as the rate of (37): with transport it is far from sharp in the quadratic example",),
+    statement="E(t) ≤ C/t for t ≥ t_C, an upper bound: pure birth–death on V = kx²/2 attains it, E = 1/(2αt) + "
+    "O(t⁻²); with transport E falls like e^{−2kt} there",
+    hypotheses=("(38): supp μ₀ = D, μ_t converges", "closed forms: V = kx²/2, a Gaussian start"),
     fault="a transport of a twentieth of the strength goes along with pure birth–death",
     cost=1.0,
 )
@@ -542,51 +569,58 @@ def convergence_rate(quick: bool, faulty: bool) -> Iterator[Finding]:
         )
     )
     yield claim(
-        identity("pure birth–death: E(100), closed form", energy[3], float(pure.excess(100.0)), discretisation=1e-8)
+        identity(
+            "pure birth–death: E(100), closed form", energy[3], float(pure.excess(np.array(100.0))), discretisation=1e-8
+        )
     )
-    yield claim(
-        inequality("E(t) ≤ C/t at t = 100, C = (1 + m₀²/v₀)/(2α)", 100 * energy[3], (1 + 0.25) / (2 * pure.alpha))
-    )
+    bound = 0.5 * (1 + pure.centre**2 / pure.variance) / pure.alpha
+    largest = float((times * energy).max())
+    yield claim(inequality("E(t) ≤ C/t at t = 25 … 100, C = (1 + m₀²/v₀)/(2α): largest t E", largest, bound))
     window = [8.0, 12.0, 16.0] if quick else [8.0, 12.0, 16.0, 24.0, 32.0]
-    n, n_replicas, dt = (1000, 12, 0.04) if quick else (4000, 24, 0.02)
+    n, n_replicas, dt = (1000, 64, 0.02) if quick else (4000, 96, 0.02)
     run = mfsde.simulate(
         run_of, n_particles=n, n_replicas=n_replicas, horizon=window[-1], dt=dt, seed=7, save_every=round(4 / dt),
         keep_particles=0, observables=("energy",),
     )["energy"].sel(time=window, method="nearest")  # fmt: skip
-    found = rates.power(run.assign_coords(time=window), over="time")
-    # Between the first and the last time the closed form's own exponent is within delay/8 of -1.
+    ends = run.isel(time=[0, -1]).transpose("replica", "time").values.astype(float)
+    length, where = math.log(window[-1] / window[0]), f"N = {n}, R = {n_replicas}"
+
+    def exponent(mean: Array) -> Array:
+        slope: Array = np.log(mean[1:] / mean[:1]) / length
+        return slope
+
+    found, error = replicas.jackknife(exponent, ends)
+    exact = pure.excess(np.array(window))
+    # No error is declared: copies raise E by some 8/N, steps of this length by less than 1 %, and alike at both ends.
     yield claim(
         identity(
-            f"pure birth–death: exponent over t = 8 … {window[-1]:g}, N = {n}, R = {n_replicas}",
-            found.value, -1.0, stderr=found.stderr, discretisation=delay / window[0],
+            f"pure birth–death: exponent over t = 8 … {window[-1]:g}, {where}, closed form",
+            float(found[0]), float(exponent(exact[[0, -1]])[0]), stderr=float(error[0]),
         )
     )  # fmt: skip
     moving = replace(pure, speed=1.0)
     late = limit.characteristics(moving, [0.0, 4.0, 5.0], n_nodes=128)["energy"].values.reshape(-1)
     fall = math.log(late[1] / late[2])
     # What the closed form's logarithm still bends there.
-    bend = abs(float(np.log(moving.excess(4.0) / moving.excess(5.0))) - 2 * moving.k)
+    bend = abs(float(np.log(moving.excess(np.array(4.0)) / moving.excess(np.array(5.0)))) - 2 * moving.k)
     yield claim(
         identity("with transport: −d log E/dt at t = 4 … 5, limit: 2k", fall, 2 * moving.k, discretisation=bend + 1e-6)
     )
-    yield misprint(identity("(38) as the rate with transport: exponent at t = 4 … 5", -fall / math.log(5 / 4), -1.0))
     n, n_replicas, dt = (1000, 12, 0.02) if quick else (4000, 48, 0.005)
     both = mfsde.simulate(
         moving, n_particles=n, n_replicas=n_replicas, horizon=3.0, dt=dt, seed=8, save_every=round(1 / dt),
-        keep_particles=0, observables=("energy",),
+        keep_particles=0, observables=("energy",), method="dopri5+jumps",
     )["energy"].values  # fmt: skip
     drop = np.log(both[2] / both[3])
-    # Euler's own rate is -2 log(1 - hk)/h = 2k + hk² + ....
-    euler = abs(-2 * math.log(1 - dt) / dt - 2)
-    bend = abs(float(np.log(moving.excess(2.0) / moving.excess(3.0))) - 2 * moving.k)
+    expected = math.log(float(moving.excess(np.array(2.0)) / moving.excess(np.array(3.0))))
+    m, v = np.array([split_exactly(moving, dt, round(t / dt)) for t in (2.0, 3.0)]).T
+    split = abs(math.log((v[0] + m[0] ** 2) / (v[1] + m[1] ** 2)) - expected)
     yield claim(
         identity(
-            f"with transport: rate over t = 2 … 3, N = {n}, R = {n_replicas}: 2k",
-            drop,
-            2.0,
-            discretisation=euler + bend,
+            f"with transport: log E(2)/E(3), N = {n}, R = {n_replicas}, closed form",
+            drop, expected, discretisation=split,
         )
-    )
+    )  # fmt: skip
 
 
 # Reinjection ----------------------------------------------------------------------------------------------------------
@@ -629,13 +663,13 @@ class Fed(Quadratic):
     cost=0.7,
 )
 def reinjection(quick: bool, faulty: bool) -> Iterator[Finding]:
-    """Moments in three reactions, and the escape."""
+    """Moments in the two reactions that draw differently, and the escape."""
     case = Fed()
     run_of = replace(case, inflow=0.4) if faulty else case
     n, n_replicas, dt = (500, 24, 0.02) if quick else (2000, 64, 0.01)
     exact = case.exact(1.0)
     off = np.abs(case.of_steps(dt, round(1 / dt)) - exact)
-    for reaction in ("jumps", "weights"):
+    for reaction in ("jumps", "clocks"):
         run = mfsde.simulate(
             run_of, n_particles=n, n_replicas=n_replicas, horizon=1.0, dt=dt, seed=5, save_every=round(1 / dt),
             keep_particles=0, observables=("mean", "covariance"), method=f"euler+{reaction}",
@@ -648,14 +682,14 @@ def reinjection(quick: bool, faulty: bool) -> Iterator[Finding]:
     law = FedByStart if faulty else GaussianMixture
     left = GaussianMixture(initial_places="left", alpha=1.0)
     size: dict[str, Any] = {"n_particles": 100, "horizon": 40.0}
-    stuck = losses(left, quick, **size)
+    stuck, half = losses(left, quick, **size), 0.5 * two_units()
     escaped = losses(law(initial_places="left", alpha=1.0, reinjection_rate=0.02), quick, **size)
-    yield claim(inequality("bad start, t = 40, reinjection .02: below half of the loss without", escaped, 0.5 * stuck))
+    yield claim(inequality("bad start, t = 40, reinjection .02: below half of two units' loss", escaped, half))
     yield outside(
         inequality(
-            "bad start, t = 40, no reinjection: below half of .0137",
+            "bad start, t = 40, no reinjection: below half of two units' loss",
             stuck,
-            0.5 * 0.0137,
+            half,
             hypotheses=[unseen(left, 100)],
         )
     )
