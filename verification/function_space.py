@@ -391,8 +391,8 @@ def global_optimality(quick: bool, faulty: bool) -> Iterator[Finding]:
     fewer = {**settings, "n_particles": settings["n_particles"] // 2}
     run = mfsde.simulate(Descent(student, decay=0.003 if faulty else 0.0), **fewer)
     late = [EmpiricalMeasure(torch.as_tensor(frame)) for frame in run.position.values[[1, 2, 4]]]
-    both = [2 * now - student.energy(mu).numpy() for now, mu in zip(losses[-3:], late, strict=True)]
-    at_n, (limit, left) = limit, extrapolated(both)
+    in_n = [2 * now - student.energy(mu).numpy() for now, mu in zip(losses[-3:], late, strict=True)]
+    at_n, (limit, left) = limit, extrapolated(in_n)
     # What falls faster than 1/n is between the two.
     apart = left + float(np.abs((limit - at_n).mean()))
     yield claim(identity("E as n → ∞, then t → ∞", limit, 0.0, discretisation=apart, hypotheses=[seen]))
