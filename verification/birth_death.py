@@ -316,8 +316,7 @@ def birth_death(quick: bool, faulty: bool) -> Iterator[Finding]:
     # The splitting's error, and what copies take of Cov(V, x): 2/N of the reaction's share for each event of a
     # particle, E|L| < 1 of them. The N/(N − 1) of the rates undoes the empirical covariance's.
     share = abs(float(m) - smooth.centre * math.exp(-smooth.k))
-    clean = replace(smooth, fault=1.0)
-    off = float(abs(split_exactly(clean, h, round(1 / h))[0] - clean.moments(1.0)[0]) + 2 * share / few)
+    off = float(abs(split_exactly(smooth, h, round(1 / h))[0] - m) + 2 * share / few)
     yield claim(
         identity(
             f"mean, clocks, N = {few}, R = {many}, t = 1",
