@@ -454,7 +454,7 @@ def _non_monotone_sgd(
     At the wall a norm jumps back and forth by a step: the risk is off by a multiple of the step, which is taken out
     replica by replica. R_h = R + ah + bh² leaves 2R_h − R_2h = R − 2bh², a third of its change from 2h to h.
     """
-    n, d, replicas, h = (100, 40, 4, 5e-4) if quick else (800, 320, 3, 1e-4)
+    n, d, replicas, h = (100, 40, 4, 5e-4) if quick else (800, 320, 8, 1e-4)
     for case, horizon in ((small, 0.05), (large, 0.1 if quick else 0.2)):
         reduced = replace(case, data_dim=d)
         online = OnlineGaussians(
