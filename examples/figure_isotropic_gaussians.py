@@ -9,7 +9,7 @@ The document's: Δ = 0.8, d = 40, N = 800, ρ₀ = N(0, 0.8²/d I), knots ½ and
 itself, its t is half of ours.
 
 The narrow peak near |w| = 0.1 at t = 10 is the limit's: where |w| is small, ⟨w, x⟩ < ½ for nearly all x, σ is constant
-there and norms that fall hardly move any more. Its share of the law, P(|w| < ¼), is printed for both.
+there and norms that fall hardly move any more. Its share, P(|w| < ¼), is 0.018 in the limit and printed for both.
 
     python examples/figure_isotropic_gaussians.py [--small] [--folder runs]
 """
