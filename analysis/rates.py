@@ -181,7 +181,7 @@ def _window(t: Array, samples: Array, start: float | None, stop: float | None) -
     raise Unresolved(
         f"no rate: from t = {t[first]:g} on, {end - first} saved times in a row stand {ABOVE_NOISE:g} standard errors "
         f"above the floor, and a fit takes {FEWEST_POINTS} (they are "
-        f"{', '.join(f'{z:.1f}' for z in signal[:FEWEST_POINTS])}, ... of them above it). Save more often, use more "
+        f"{', '.join(f'{z:.3g}' for z in signal[:FEWEST_POINTS])}, ... of them above it). Save more often, use more "
         "particles or replicas, or start further from equilibrium."
     )
 

@@ -498,8 +498,7 @@ def _verify(options: argparse.Namespace) -> int:
 
     _check_verify(options)
     from .analysis.check import HOLDS, UNFOUNDED
-    from .verification import catalogue, report
-    from .verification.verify import dataset, verify
+    from .verification import catalogue, dataset, report, verify
 
     try:
         wanted = catalogue.chosen(options.items)

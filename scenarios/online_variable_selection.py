@@ -252,12 +252,14 @@ class _Pairs:
     @property
     def spread(self) -> Tensor:
         """√(1 - ρ²)."""
-        return (1 - self.rho.square()).clamp(min=NARROWEST**2).sqrt()
+        spread: Tensor = (1 - self.rho.square()).clamp(min=NARROWEST**2).sqrt()
+        return spread
 
     @staticmethod
     def excess(h: Tensor) -> Tensor:
         """E (G - h)₊."""
-        return _density(h) - h * torch.special.ndtr(-h)
+        excess: Tensor = _density(h) - h * torch.special.ndtr(-h)
+        return excess
 
     def on_edge(self) -> Tensor:
         """E δ(sG + b) (s'G' + b')₊: given G = h, G' is Gaussian of mean ρh and deviation √(1 - ρ²)."""
@@ -280,8 +282,10 @@ class _Pairs:
         """E (G' - k)₊ given G = h."""
         distance = self.rho * self.level - self.levels
         u = distance / self.spread
-        return self.spread * _density(u) + distance * torch.special.ndtr(u)
+        beyond: Tensor = self.spread * _density(u) + distance * torch.special.ndtr(u)
+        return beyond
 
     def _tail(self, h: Tensor, k: Tensor) -> Tensor:
         """P(G > h | G' = k)."""
-        return torch.special.ndtr((self.rho * k - h) / self.spread)
+        tail: Tensor = torch.special.ndtr((self.rho * k - h) / self.spread)
+        return tail

@@ -13,7 +13,7 @@ import xarray as xr
 from mfsde import cli
 from mfsde.analysis.check import identity, inequality, unfounded
 from mfsde.verification import catalogue, report
-from mfsde.verification import verify as verification
+from mfsde.verification import measurement as verification
 from mfsde.verification.item import Finding, Item, Result, claim, item, measured, misprint, outside
 
 HOLDING, FAILING = identity("equal", 1.0, 1.0), identity("unequal", 1.0, 2.0)

@@ -258,7 +258,7 @@ def euler_prices(quick: bool) -> Iterator[Finding]:
     n_replicas, n, finest = 32, 4_000 if quick else 40_000, 16
     settings: dict[str, Any] = {"n_particles": n, "n_replicas": n_replicas, "horizon": 1.0, "seed": 3, "dtype": DOUBLE}
     shape = (n_replicas, n, 1)
-    w = sum(Noise(3).increment(k, shape, dtype=DOUBLE) for k in range(finest))
+    w = torch.stack([Noise(3).increment(k, shape, dtype=DOUBLE) for k in range(finest)]).sum(0)
     solution = torch.tensor(case.start, dtype=DOUBLE) * case.multiplier(1.0).from_variates(w / math.sqrt(finest))
     exact = case.payoff(solution).mean(-1).numpy()
     errors = []
@@ -271,7 +271,8 @@ def euler_prices(quick: bool) -> Iterator[Finding]:
     yield claim(identity("closed form; exact solutions on the paths of the runs", exact, case.value(1.0)))
 
     def orders(e: Array) -> Array:
-        return np.log2(e[:-1] / e[1:])
+        halvings: Array = np.log2(e[:-1] / e[1:])
+        return halvings
 
     (coarse, fine), spread = jackknife(orders, np.stack(errors, -1))
     yield claim(
@@ -427,12 +428,14 @@ def logistic(u: Array) -> Array:
 
 def bump(u: Array) -> Array:
     """e^{-u²}: bounded, continuous, not constant, not sigmoidal."""
-    return np.exp(-np.square(u))
+    values: Array = np.exp(-np.square(u))
+    return values
 
 
 def cubic(u: Array) -> Array:
     """Returns u² + u³."""
-    return u**2 + u**3
+    values: Array = u**2 + u**3
+    return values
 
 
 def polynomial_of(activation: Callable[[Array], Array], degree: int) -> str:
@@ -479,7 +482,8 @@ def residuals(
 
 def largest(x: Array) -> Array:
     """max(|x|, |y|), with edges along the diagonals.    (M, 2) -> (M,)."""
-    return np.abs(x).max(1)
+    values: Array = np.abs(x).max(1)
+    return values
 
 
 def staircase(x: Array, f: Callable[[Array], Array], n: int, offsets: bool) -> Array:
@@ -487,7 +491,8 @@ def staircase(x: Array, f: Callable[[Array], Array], n: int, offsets: bool) -> A
     nodes = np.linspace(-1, 1, n + 1)
     centres, steepness = (nodes[1:] + nodes[:-1]) / 2, STEEP * n / 2
     hidden = logistic(steepness * (x[:, None] - (centres if offsets else 0 * centres)))
-    return f(nodes[:1]) + hidden @ np.diff(f(nodes))
+    values: Array = f(nodes[:1]) + hidden @ np.diff(f(nodes))
+    return values
 
 
 STEEP = 10.0  # steepness of a neuron of the staircase, in units of one over a cell

@@ -38,6 +38,7 @@ def chosen(names: Sequence[str]) -> list[Item]:
     """The items of these names, or of documents by their number; all of them for none.
 
     Raises:
+        TypeError: a name that is no text.
         ValueError: an unknown name, with those that are near.
 
     """
@@ -46,6 +47,8 @@ def chosen(names: Sequence[str]) -> list[Item]:
         return list(known.values())
     wanted = []
     for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"an item is named by text; got {name!r:.60}. Write verify('sphere', '003').")
         if name not in known and name not in DOCUMENTS:
             near = difflib.get_close_matches(name, [*known, *DOCUMENTS], 3, 0.4)
             guess = f"did you mean {' or '.join(near)}? " if near else ""

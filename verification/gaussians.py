@@ -22,6 +22,7 @@ from mfsde.analysis import wasserstein
 from mfsde.analysis.check import identity, inequality
 from mfsde.limit.characteristics import quadrature
 from mfsde.scenarios import IsotropicGaussians, OnlineGaussians, OnlineVariableSelection, VariableSelection
+from mfsde.scenarios.isotropic_gaussians import NormOfGaussian
 
 from .item import Finding, claim, item, misprint
 
@@ -90,8 +91,10 @@ def _risks(
 def _of_midpoints(case: IsotropicGaussians, n: int, horizon: float) -> float:
     """The risk of n equal masses from the quantiles (i + ½)/n, by `simulate`."""
     u = (torch.arange(n, dtype=FLOAT64)[:, None] + 0.5) / n
+    law = case.initial()
+    assert isinstance(law, NormOfGaussian)
     run = mfsde.simulate(
-        _FromNorms(start=case.initial().quantile(u)), n_particles=n, horizon=horizon, dt=horizon, seed=0,
+        _FromNorms(start=law.quantile(u)), n_particles=n, horizon=horizon, dt=horizon, seed=0,
         method="dopri5", dtype=FLOAT64, keep_particles=0,
     )  # fmt: skip
     return float(run["risk"][-1, 0])

@@ -170,12 +170,14 @@ def euler_moments(case: GaussianLangevin, n: int, step: float, n_steps: int) -> 
 
 def centre(run: xr.Dataset) -> np.ndarray:
     """Mean of the particles at the last time, one per replica, d = 1."""
-    return run["position"].values[-1, ..., 0].astype(float).mean(-1)
+    values: np.ndarray = run["position"].values[-1, ..., 0].astype(float).mean(-1)
+    return values
 
 
 def spread(run: xr.Dataset) -> np.ndarray:
     """Their variance, by 1/N."""
-    return run["position"].values[-1, ..., 0].astype(float).var(-1)
+    values: np.ndarray = run["position"].values[-1, ..., 0].astype(float).var(-1)
+    return values
 
 
 # Dissipation
@@ -209,19 +211,19 @@ def dissipation(quick: bool, faulty: bool) -> Iterator[Finding]:
     plugged = theory.free_energy_dissipation(functional, run)
     yield claim(replace(plugged, name=f"V(m_2) − V(m_0), Gaussian flow, {told}"))
 
-    case = Observed(wells=1.2, sigma=1.2, kappa=2.0)
-    functional = replace(case, sigma=factor * case.sigma)
+    wells = Observed(wells=1.2, sigma=1.2, kappa=2.0)
+    of_wells = replace(wells, sigma=factor * wells.sigma)
     times = np.linspace(0, 2, 41 if quick else 81)
-    flow = limit.fokker_planck(case, None, times, n_nodes=161 if quick else 321)
+    flow = limit.fokker_planck(wells, None, times, n_nodes=161 if quick else 321)
     laws = [limit.law_at(flow, t) for t in times]
-    values = np.array([theory.free_energy(functional, law) for law in laws])
-    spent = np.array([theory.dissipation(functional, law) for law in laws])
+    values = np.array([theory.free_energy(of_wells, law) for law in laws])
+    spent = np.array([theory.dissipation(of_wells, law) for law in laws])
     whole, halved = (simpson(spent[::c], x=times[::c]) for c in (1, 2))
     declared = abs(whole - halved)
     name = "V(m_2) − V(m_0), ½κ(∫tanh dm − y)² in two wells, Fokker–Planck"
     yield claim(identity(name, values[-1] - values[0], -whole, discretisation=declared))
-    run = mfsde.simulate(case, save_every=25 if quick else 50, **settings)
-    found = theory.free_energy_dissipation(functional, run, law=limit.flow(flow))
+    run = mfsde.simulate(wells, save_every=25 if quick else 50, **settings)
+    found = theory.free_energy_dissipation(of_wells, run, law=limit.flow(flow))
     yield claim(replace(found, name=f"V(m_2) − V(m_0), two wells, {told}"))
 
 

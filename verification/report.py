@@ -88,7 +88,7 @@ def page() -> str:
     known = items()
     lines = [PAGE]
     for number, title in DOCUMENTS.items():
-        lines += [f"## {number}", "", f"{title}.", ""]
+        lines += [f"## {number}", "", f"{title}.", "", NOTATION[number], ""]
         for what in (w for w in known.values() if w.document == number):
             lines += [_section(what), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -110,6 +110,33 @@ D_mF(m, x) = ∇_x δF/δm(m, x). A number is compared with its standard error o
 3 standard errors plus the declared discretisation error, an inequality where it fails by more than that. "hypothesis
 fails" is a verdict of its own. This page is written by `make theory` from `verification/`.
 """
+
+
+NOTATION = {
+    "001": """\
+U: the reference is e^{−U}; C_F: Lipschitz constant of D_mF in (x, m) with W₂; C_U: constant of convexity of U; p_m ∝
+exp(−(1/T) δF/δm(m, ·) − U); K: lower bound of −∇² log m*; X̄^i: independent copies, each with the law of the limit, on
+the noise and from the start of particle i. Condition (4) of Theorem 5: ½σ²(p − 1) + 3C_F + ½σ²|∇U(0)| − ½σ²C_U < 0.
+Assumptions: 1, F ∈ C¹, convex, bounded below; 2, x·∇U ≥ C_U|x|² + C'_U and ∇U Lipschitz; 5, D_mF bounded and
+Lipschitz, smooth in x.""",
+    "002": """\
+ρ: law of the neurons θ; σ_*(x; θ): a neuron; R(ρ) = E(y − ∫σ_* dρ)², R_# = E y², V(θ) = −E y σ_*(x; θ),
+U(θ, θ') = E σ_*(x; θ)σ_*(x; θ'), S: entropy, β = 1/T, s_k: step sizes, ε = 2 s_k/ξ(t). Figures 6.1 and 6.3: y = ±1, x
+given y from N(0, τ_y² I), τ_± = 1 ± Δ, r = |w|, q(a) = E σ(aG) with G from N(0, 1), U_d the kernel U averaged over
+rotations in R^d, κ the scale of ρ₀ = N(0, κ²I/d). Figure 6.2: a, b output weight and offset, r₁, r₂ norms of the
+weights on relevant and other coordinates, s_y² = τ_y²r₁² + r₂², M(b, s) = sφ(b/s) + bΦ(b/s) with the normal density φ and
+distribution Φ (taken at b/s_y), e_y = y − f_y.""",
+    "003": """\
+μ: law of the neurons θ = (c, z); φ(x, θ) = c φ̂(x, z): a neuron; F(θ) = −E y φ(x, θ), K(θ, θ') = E φ(x, θ)φ(x, θ'),
+E(μ) = C_f + ∫F dμ + ½∬K dμdμ the loss, C_f = ½E f², V(θ, μ) = F + ∫K dμ its first variation, V̄ = ∫V dμ, F₁ the
+functions ∫φ̂ dγ of signed measures γ of finite total variation, ω_t = √n(μ^{(n)}_t − μ_t), D the space of neurons, α
+strength of births and deaths, ρ and π rate and law of reinjection; ν the law of inputs.""",
+    "000": """\
+F(μ) = R(∫Φ dμ) + ∫V dμ with the loss R and the regulariser V, F_m(u) its value at the measure of m particles u_i,
+F'(μ) its first variation, F* its infimum, ṽ = −∇⟨R'(∫Φ dμ), Φ⟩, Ω the space of particles, η = −⟨R', φ⟩/λ the dual
+certificate for the penalty λ, Q_r growing convex sets on which Φ and dΦ are bounded, m₀ the number of atoms of the
+simplest minimiser.""",
+}
 
 
 def _section(what: Item) -> str:

@@ -40,7 +40,7 @@ def verify(
 
     Raises:
         ValueError: an unknown name, workers below 1.
-        TypeError: workers is no whole number.
+        TypeError: workers is no whole number, or a name no text.
 
     """
     wanted = [what.name for what in chosen(names)]
