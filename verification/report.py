@@ -124,8 +124,8 @@ Lipschitz, smooth in x.""",
 U(θ, θ') = E σ_*(x; θ)σ_*(x; θ'), S: entropy, β = 1/T, s_k: step sizes, ε = 2 s_k/ξ(t). Figures 6.1 and 6.3: y = ±1, x
 given y from N(0, τ_y² I), τ_± = 1 ± Δ, r = |w|, q(a) = E σ(aG) with G from N(0, 1), U_d the kernel U averaged over
 rotations in R^d, κ the scale of ρ₀ = N(0, κ²I/d). Figure 6.2: a, b output weight and offset, r₁, r₂ norms of the
-weights on relevant and other coordinates, s_y² = τ_y²r₁² + r₂², M(b, s) = sφ(b/s) + bΦ(b/s) with the normal density φ and
-distribution Φ (taken at b/s_y), e_y = y − f_y.""",
+weights on relevant and other coordinates, s_y² = τ_y²r₁² + r₂², M(b, s) = sφ(b/s) + bΦ(b/s), φ and Φ the normal density
+and distribution (taken at b/s_y), e_y = y − f_y.""",
     "003": """\
 μ: law of the neurons θ = (c, z); φ(x, θ) = c φ̂(x, z): a neuron; F(θ) = −E y φ(x, θ), K(θ, θ') = E φ(x, θ)φ(x, θ'),
 E(μ) = C_f + ∫F dμ + ½∬K dμdμ the loss, C_f = ½E f², V(θ, μ) = F + ∫K dμ its first variation, V̄ = ∫V dμ, F₁ the
