@@ -38,6 +38,9 @@ from .noise import Noise, Stream
 # Steps between two checks for infinities and NaN; a blow-up replays at most twice as many.
 CHECK_EVERY = 64
 
+# Steps between two looks at the memory that they freed.
+TRIM_EVERY = 16
+
 
 class BlowUp(FloatingPointError):
     """The state stopped being finite.
@@ -266,6 +269,8 @@ class _March:
                 self._raise_first_bad(int(end), problem)
             raise
         self.step, self.state = int(end), y.view(self._system.shape)
+        if self.step % TRIM_EVERY == 0 and y.is_cpu:
+            pages.trim()
         at_stop, interrupted = self.step == self._next_stop, self._interrupted()
         if at_stop or interrupted or self.step - self._finite_step >= CHECK_EVERY:
             self.close(y)

@@ -299,6 +299,35 @@ def test_temporaries_keep_their_pages_from_one_step_to_the_next():
     assert before > 1000
 
 
+GROWTH = """
+import resource, sys, torch
+import mfsde
+from mfsde import pages
+from mfsde.scenarios import GaussianMixture
+torch.set_num_threads(1)
+
+def grown(steps):
+    \"\"\"Megabytes by which a run that compares all pairs raises the largest resident size.\"\"\"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    mfsde.simulate(GaussianMixture(), n_particles=150, n_replicas=8, horizon=0.2 * steps, dt=0.2, seed=0)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+
+grown(2)
+pages.RESIDENT = float(sys.argv[1])
+print(grown(192))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library: its heap is its own")
+@pytest.mark.parametrize(("resident", "is_bounded"), [(1e8, True), (1e15, False)])
+def test_freed_memory_is_given_back_above_a_bound(resident, is_bounded):
+    arguments = [sys.executable, "-c", GROWTH, str(resident)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    # Without trimming some 5 MB a step; glibc 2.38 and later have no need of it.
+    newer = tuple(map(int, platform.libc_ver()[1].split("."))) >= (2, 38)
+    assert (float(done.stdout) < 350) == (is_bounded or newer)
+
+
 # Waiting for the device
 
 
