@@ -780,7 +780,8 @@ def resolution(problem: Planted) -> float:
     """
     slope = 2 * math.pi / problem.case.circumference * math.sqrt(problem.case.cutoff * (problem.case.cutoff + 1) / 3)
     smallest = float(np.abs(problem.least.weights[problem.least.weights != 0]).min())
-    return math.sqrt(2 * problem.least.gap) / (smallest * slope)
+    place: float = math.sqrt(2 * problem.least.gap) / (smallest * slope)
+    return place
 
 
 @item(
