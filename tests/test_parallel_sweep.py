@@ -175,10 +175,13 @@ def test_scripts_need_the_guard_and_prompts_a_module(tmp_path: Path) -> None:
 
 
 LONG = """
+import signal
 import mfsde
 from mfsde.scenarios import MeanFieldOU
 
 if __name__ == "__main__":
+    # Tests may run in the background, where shells leave it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     mfsde.sweep(MeanFieldOU(), {"seed": [1, 2, 3]}, workers=2, n_particles=50, horizon=1e5, dt=0.01, store="runs")
 """
 
