@@ -300,7 +300,7 @@ def test_temporaries_keep_their_pages_from_one_step_to_the_next():
 
 
 GROWTH = """
-import sys, torch
+import torch
 import mfsde
 from mfsde import pages
 from mfsde.scenarios import GaussianMixture
@@ -317,19 +317,16 @@ def grown(steps):
     return resident() - before
 
 grown(2)
-pages.RESIDENT = float(sys.argv[1])
+pages.RESIDENT = 1e8
 print(grown(192))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library: its heap is its own")
-@pytest.mark.parametrize(("resident", "is_bounded"), [(1e8, True), (1e15, False)])
-def test_freed_memory_is_given_back_above_a_bound(resident, is_bounded):
-    arguments = [sys.executable, "-c", GROWTH, str(resident)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
-    # Without trimming some 5 MB a step; glibc 2.38 and later have no need of it.
-    newer = tuple(map(int, platform.libc_ver()[1].split("."))) >= (2, 38)
-    assert (float(done.stdout) < 350) == (is_bounded or newer)
+def test_freed_memory_is_given_back_above_a_bound():
+    # Without, it grows by some 3 MB a step in most runs: where small blocks come to lie is chance.
+    done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, timeout=60, check=True)
+    assert float(done.stdout) < 350
 
 
 # Waiting for the device
