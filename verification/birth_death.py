@@ -553,6 +553,13 @@ def convergence_rate(quick: bool, faulty: bool) -> Iterator[Finding]:
     """Characteristics over decades, particles over one, both against closed forms."""
     pure = Quadratic(alpha=2.0, speed=0.0, centre=0.5, variance=1.0)
     run_of = replace(pure, speed=0.05) if faulty else pure
+    yield from _decay_in_the_limit(pure, run_of)
+    yield from _decay_of_particles(pure, run_of, quick)
+    yield from _decay_with_transport(replace(pure, speed=1.0), quick)
+
+
+def _decay_in_the_limit(pure: Quadratic, run_of: Quadratic) -> Iterator[Finding]:
+    """Births and deaths alone on characteristics, up to t = 100."""
     times = np.array([0.0, 25.0, 50.0, 100.0])
     flow = limit.characteristics(run_of, times, n_nodes=512)
     energy = flow["energy"].values.reshape(-1)
@@ -575,6 +582,10 @@ def convergence_rate(quick: bool, faulty: bool) -> Iterator[Finding]:
     bound = 0.5 * (1 + pure.centre**2 / pure.variance) / pure.alpha
     largest = float((times * energy).max())
     yield claim(inequality("E(t) ≤ C/t at t = 25 … 100, C = (1 + m₀²/v₀)/(2α): largest t E", largest, bound))
+
+
+def _decay_of_particles(pure: Quadratic, run_of: Quadratic, quick: bool) -> Iterator[Finding]:
+    """Their exponent between two times, of particles and in closed form."""
     window = [8.0, 12.0, 16.0] if quick else [8.0, 12.0, 16.0, 24.0, 32.0]
     n, n_replicas, dt = (1000, 64, 0.02) if quick else (4000, 96, 0.02)
     run = mfsde.simulate(
@@ -597,7 +608,10 @@ def convergence_rate(quick: bool, faulty: bool) -> Iterator[Finding]:
             float(found[0]), float(exponent(exact[[0, -1]])[0]), stderr=float(error[0]),
         )
     )  # fmt: skip
-    moving = replace(pure, speed=1.0)
+
+
+def _decay_with_transport(moving: Quadratic, quick: bool) -> Iterator[Finding]:
+    """Exponential decay at 2k, in the limit and of particles."""
     late = limit.characteristics(moving, [0.0, 4.0, 5.0], n_nodes=128)["energy"].values.reshape(-1)
     fall = math.log(late[1] / late[2])
     # What the closed form's logarithm still bends there.

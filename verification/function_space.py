@@ -521,7 +521,12 @@ def symmetric(h: Tensor) -> Tensor:
 )
 def law_of_large_numbers(quick: bool, faulty: bool) -> Iterator[Finding]:
     """Linear units, whose f_t is known for every n; M of tanh units, by its formula and by differentiation."""
-    linear = LinearUnits(speed=1.2 if faulty else 1.0)
+    yield from _linear_networks(LinearUnits(speed=1.2 if faulty else 1.0), quick)
+    yield from _tangent_kernel_of_tanh()
+
+
+def _linear_networks(linear: LinearUnits, quick: bool) -> Iterator[Finding]:
+    """f_t^(n) against (26) of the same neurons, and against f_t for growing n."""
     settings: dict[str, Any] = {
         "n_replicas": 40 if quick else 200,
         "horizon": 4.0,
@@ -558,6 +563,9 @@ def law_of_large_numbers(quick: bool, faulty: bool) -> Iterator[Finding]:
     told = f"slope of the largest |f_t^(n) − f_t|, t ≤ 4, |x| ≤ 1, in n ≤ {sizes[-1]}"
     yield claim(identity(told, slope.value, -0.5, stderr=slope.stderr))
 
+
+def _tangent_kernel_of_tanh() -> Iterator[Finding]:
+    """(26) along a run, and (27) against differentiation."""
     spins = SphericalSpin(data_dim=3, n_data=40, scale=3.0)
     h = 0.01
     run = mfsde.simulate(

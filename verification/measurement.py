@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,11 +79,11 @@ def dataset(results: Sequence[Result]) -> xr.Dataset:
         "check_name": [c.name for c in checks],
         "item_of_check": [name for name, *_ in rows],
     }
-    data = {
+    data: dict[str, Any] = {
         name: ("check", np.array(values, dtype=float), {"long_name": text}) for name, (values, text) in numbers.items()
     }
-    data |= {name: ("check", _text(values)) for name, values in words.items()}  # type: ignore[misc]
-    data["item_verdict"] = ("item", _text([r.verdict for r in results]))  # type: ignore[assignment]
+    data |= {name: ("check", _text(values)) for name, values in words.items()}
+    data["item_verdict"] = ("item", _text([r.verdict for r in results]))
     data["seconds"] = ("item", np.array([r.seconds for r in results]), {"long_name": "time taken", "units": "s"})
     known = items()
     coordinates = {
