@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfsde import Gaussian, MeanFieldLangevin, risk
+from mfsde import MeanFieldLangevin, risk
 from mfsde.activation import ACTIVATIONS
 from mfsde.network import Risk
 
+from .gaussian_reference import GaussianReference
+
 
 @dataclass(frozen=True)
-class DeepNetwork(MeanFieldLangevin):
+class DeepNetwork(GaussianReference, MeanFieldLangevin):
     """dX = -(D_mF(m, X) + (σ²/2) ∇U(X)) dt + σ dW for F(m) = (1/n) Σ_s ½|∫ (RΨ)(z_s) m(dΨ) - y_s|².
 
     A particle is the whole parameter Ψ = ((α¹, β¹), ..., (α^L, β^L)) of a network of L layers,
@@ -113,19 +115,6 @@ class DeepNetwork(MeanFieldLangevin):
     def energy(self) -> Risk:
         """The risk F."""
         return risk(self.network, "squared", self.inputs, self.targets)
-
-    def confinement(self, x: Tensor) -> Tensor:
-        """U(Ψ) = |Ψ|²/(2s) + (d/2) log(2πs), s the prior variance."""
-        constant = 0.5 * self.dim * math.log(2 * math.pi * self.prior_variance)
-        return 0.5 / self.prior_variance * x.square().sum(-1) + constant
-
-    def confinement_gradient(self, x: Tensor) -> Tensor:
-        """Ψ/s."""
-        return x / self.prior_variance
-
-    def initial(self) -> Gaussian:
-        """The reference law N(0, s I)."""
-        return Gaussian([0.0] * self.dim, self.prior_variance)
 
     def observables(self) -> tuple[str, ...]:
         """The risk."""

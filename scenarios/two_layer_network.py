@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from mfsde import EmpiricalMeasure, Gaussian, MeanFieldLangevin, Neuron, Observable, risk
+from mfsde import EmpiricalMeasure, MeanFieldLangevin, Neuron, Observable, risk
 from mfsde.network import Risk
 
 from .datasets import Dataset, load
+from .gaussian_reference import GaussianReference
 
 
 @dataclass(frozen=True)
-class TwoLayerNetwork(MeanFieldLangevin):
+class TwoLayerNetwork(GaussianReference, MeanFieldLangevin):
     """dX = -(D_mF(m, X) + (σ²/2) ∇U(X)) dt + σ dW for the risk of a two-layer network.
 
     Particles are neurons θ = (α, β); the network is f(z) = scale·∫ β φ(α·z) m(dθ), z carrying a constant 1 for the
@@ -63,19 +63,6 @@ class TwoLayerNetwork(MeanFieldLangevin):
     def dim(self) -> int:
         """Parameters of one neuron."""
         return self.dataset.train_inputs.shape[1] + 1
-
-    def confinement(self, x: Tensor) -> Tensor:
-        """U(θ) = |θ|²/(2s) + (d/2) log(2πs), s the prior variance."""
-        constant = 0.5 * self.dim * math.log(2 * math.pi * self.prior_variance)
-        return 0.5 / self.prior_variance * x.square().sum(-1) + constant
-
-    def confinement_gradient(self, x: Tensor) -> Tensor:
-        """θ/s."""
-        return x / self.prior_variance
-
-    def initial(self) -> Gaussian:
-        """The reference law N(0, s I)."""
-        return Gaussian([0.0] * self.dim, self.prior_variance)
 
     def accuracy(self, mu: EmpiricalMeasure) -> Tensor:
         """Share of test points whose sign the network gets right, (...,)."""

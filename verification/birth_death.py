@@ -80,11 +80,15 @@ class Quadratic:
         found: Array = solve_ivp(slope, (0.0, t), start, rtol=1e-11, atol=1e-14, method="DOP853").y[:, -1]
         return found
 
-    def split_moments(self, h: float, n_steps: int) -> Array:
-        """(m, v) of what a run does: a step of Euler, then the exact reaction v₊ = v/(1 + αkhv), m₊ = m v₊/v."""
+    def split_moments(self, h: float, n_steps: int, *, is_exact: bool = False) -> Array:
+        """(m, v) of what a run does: a transport, then the exact reaction v₊ = v/(1 + αkhv), m₊ = m v₊/v.
+
+        The transport is a step of Euler, or where it is exact (without noise) that of dopri5.
+        """
+        pull = h * self.speed * self.k
+        stay = math.exp(-pull) if is_exact else 1 - pull
         m, v = self.centre, self.variance
         for _ in range(n_steps):
-            stay = 1 - h * self.speed * self.k
             m, v = stay * m, stay**2 * v + self.sigma**2 * h
             after = v / (1 + self.alpha * self.k * h * v)
             m, v = m * after / v, after
@@ -316,7 +320,7 @@ def birth_death(quick: bool, faulty: bool) -> Iterator[Finding]:
     # The splitting's error, and what copies take of Cov(V, x): 2/N of the reaction's share for each event of a
     # particle, E|L| < 1 of them. The N/(N − 1) of the rates undoes the empirical covariance's.
     share = abs(float(m) - smooth.centre * math.exp(-smooth.k))
-    off = float(abs(split_exactly(smooth, h, round(1 / h))[0] - m) + 2 * share / few)
+    off = float(abs(smooth.split_moments(h, round(1 / h), is_exact=True)[0] - m) + 2 * share / few)
     yield claim(
         identity(
             f"mean, clocks, N = {few}, R = {many}, t = 1",
@@ -338,16 +342,6 @@ def birth_death(quick: bool, faulty: bool) -> Iterator[Finding]:
     yield misprint(identity("mass of (33) at t = 1, printed without V̄", mass, 1.0))
     yield from _two_states(quick, fault)
     yield from _dissipation(fault)
-
-
-def split_exactly(case: Quadratic, h: float, n_steps: int) -> Array:
-    """(m, v) of exact transport and exact reaction in turn."""
-    m, v = case.centre, case.variance
-    for _ in range(n_steps):
-        m, v = m * math.exp(-h * case.k), v * math.exp(-2 * h * case.k)
-        after = v / (1 + case.alpha * case.k * h * v)
-        m, v = m * after / v, after
-    return np.array([m, v])
 
 
 def printed_mass(case: Quadratic, t: float) -> float:
@@ -626,7 +620,7 @@ def _decay_with_transport(moving: Quadratic, quick: bool) -> Iterator[Finding]:
     )["energy"].values  # fmt: skip
     drop = np.log(both[2] / both[3])
     expected = math.log(float(moving.excess(np.array(2.0)) / moving.excess(np.array(3.0))))
-    m, v = np.array([split_exactly(moving, dt, round(t / dt)) for t in (2.0, 3.0)]).T
+    m, v = np.array([moving.split_moments(dt, round(t / dt), is_exact=True) for t in (2.0, 3.0)]).T
     split = abs(math.log((v[0] + m[0] ** 2) / (v[1] + m[1] ** 2)) - expected)
     yield claim(
         identity(
